@@ -1,0 +1,123 @@
+"""Every op, every case of the table, on every backend that can run here."""
+
+import operator
+import sys
+
+import numpy as np
+import pytest
+
+import tinygrad_cnn as tg
+from tinygrad_cnn import selftest, testing
+from tinygrad_cnn.autograd import OPS, op
+from tinygrad_cnn.selftest import CASES, CHECKS, Case
+from tinygrad_cnn.testing import assert_adjoint, assert_multilinear_adjoint, ladder_values
+
+pytestmark = pytest.mark.usefixtures("backend")
+OURS = {name for name, op in OPS.items() if op.__module__.startswith("tinygrad_cnn.")}
+
+
+def test_the_table_is_complete():
+    assert {case.op for case in CASES} == OURS
+    assert selftest.LINEAR | selftest.MULTILINEAR | selftest.NO_ACTIVATIONS <= OURS
+
+
+CHECKED = [
+    pytest.param(check, case, id=f"{check.__name__} {row} {case}")
+    for row, case in enumerate(CASES)
+    for check in CHECKS
+    if selftest.applies(check, case)
+]
+
+
+@pytest.mark.parametrize(("check", "case"), CHECKED)
+def test_op(check, case):
+    check(case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{row} {case}" for row, case in enumerate(CASES)])
+def test_a_case_records_its_op(case):
+    seen = []
+    with tg.forward_hook(lambda name, inputs, output: seen.append(name)):
+        y = case(*case.inputs())
+    assert seen == [case.op]
+    assert y.node.op == case.op
+
+
+# ---- the tools that the checks are made of ----
+
+
+def test_adjoints_notice_one_percent_in_float32():
+    x, y = (tg.randn(3, 4, 5, rng=np.random.default_rng(0), requires_grad=True) for _ in "xy")
+    assert_adjoint(lambda x, y: x - 2.0 * y, x, y)
+    assert_multilinear_adjoint(lambda x, y: x * y * 3.0, x, y)
+    wrong = lambda x: x.relu() * 1.01 - (x.detach().relu() * 0.01)  # noqa: E731
+    for check in assert_adjoint, assert_multilinear_adjoint:
+        with pytest.raises(AssertionError, match="adjoint: <fn"):
+            check(wrong, x)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (2, 3, 4)])
+def test_a_ladder_has_no_ties_and_no_zero(shape):
+    rungs = np.sort(ladder_values(shape, np.random.default_rng(0), step=0.5), axis=None)
+    assert rungs.size == np.prod(shape)
+    assert np.abs(rungs).min() == 0.25
+    np.testing.assert_allclose(np.diff(rungs), 0.5)
+
+
+def test_strategies_without_hypothesis_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    with pytest.raises(ImportError, match=r"pip install 'tinygrad_cnn\[test\]'"):
+        testing.shapes()
+
+
+# ---- the self-test itself ----
+
+
+def negated(x):
+    return x.backend.map(operator.neg, x.data)
+
+
+def minus(g):
+    return -g
+
+
+WRONG_NEGATIONS = [
+    ("check_gradients", lambda x: (negated(x), (lambda g: g * -1.01,))),
+    ("check_gradients", lambda x: (negated(x), (lambda g: g.constant(negated(g)),))),
+    ("check_adjoint", lambda x: (negated(x), (lambda g: g * -1.01,))),
+    ("check_dtype", lambda x: (negated(x).astype("float64"), (minus,))),
+    ("check_dtype", lambda x: (negated(x), (lambda g: -g.astype("float64"),))),
+    ("check_layout", lambda x: (negated(x).copy("C"), (minus,))),
+    ("check_layout", lambda x: (negated(x), (lambda g: g.constant(negated(g).copy("C")),))),
+    ("check_purity", lambda x: (operator.imul(x.data, -1), (minus,))),
+    ("check_agreement", lambda x: (negated(x) * (1.01 if x.dtype == "float32" else 1), (minus,))),
+]
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """Put the right `neg` back after a test that has replaced it."""
+    monkeypatch.setitem(OPS, "neg", OPS["neg"])
+
+
+@pytest.mark.parametrize(("check", "wrong"), WRONG_NEGATIONS, ids=range(len(WRONG_NEGATIONS)))
+@pytest.mark.usefixtures("engine")
+def test_every_check_can_fail(check, wrong, backend):
+    wrong.__name__ = "neg"
+    op(wrong)
+    with pytest.raises(AssertionError):
+        getattr(selftest, check)(Case("neg", (2, 3, 4, 5)))
+    result = next(result for result in selftest.run(backend) if result.op == "neg")
+    assert not result.passed
+    assert result.message.startswith("check_")
+
+
+def test_every_check_is_seen_to_fail():
+    assert {check for check, _ in WRONG_NEGATIONS} == {check.__name__ for check in CHECKS}
+
+
+def test_run_gives_a_line_per_op(backend):
+    results = list(selftest.run(backend))
+    assert [result.op for result in results] == list(dict.fromkeys(case.op for case in CASES))
+    assert not [result for result in results if not result.passed or result.message]
+    assert all(result.checks >= 4 and result.seconds > 0 for result in results)

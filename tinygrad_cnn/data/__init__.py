@@ -1,0 +1,26 @@
+"""Data sets as NumPy arrays: what to train on, and in which batches."""
+
+from .augment import channel_statistics, crop_and_flip, normalize, random_crop_and_flip
+from .cifar import cifar10, cifar100, data_folder
+from .dataset import DataError, Dataset, split
+from .load import load
+from .loader import Loader
+from .randomness import rng_at
+from .shapes import shapes
+
+__all__ = [
+    "DataError",
+    "Dataset",
+    "Loader",
+    "channel_statistics",
+    "cifar10",
+    "cifar100",
+    "crop_and_flip",
+    "data_folder",
+    "load",
+    "normalize",
+    "random_crop_and_flip",
+    "rng_at",
+    "shapes",
+    "split",
+]

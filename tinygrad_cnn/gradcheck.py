@@ -1,0 +1,121 @@
+"""Check gradients against finite differences.
+
+>>> import tinygrad_cnn as tg
+>>> rng = numpy.random.default_rng(0)
+>>> x = tg.randn(3, 4, rng=rng, dtype="float64", requires_grad=True)
+>>> tg.gradcheck(lambda x: x.tanh() * x, [x], order=2)
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy
+
+from .tensor import Tensor, grad
+
+Function = Callable[..., Any]
+
+
+class GradcheckError(AssertionError):
+    """A gradient differs from its finite difference."""
+
+
+def gradcheck(
+    fn: Function,
+    inputs: Sequence[Tensor],
+    order: int = 1,
+    *,
+    rtol: float = 1e-6,
+    step: float = 1e-3,
+    directions: int = 3,
+    rng: numpy.random.Generator | None = None,
+) -> bool:
+    """Compare fn's gradients with finite differences; True, or raise GradcheckError.
+
+    fn(*inputs) gives a tensor or several, float64. Each is projected on random weights, and the
+    derivative along `directions` random directions of each input that requires a gradient is
+    compared with the five-point formula, whose error is of the order step**4. Inputs must keep
+    more than 2*step from kinks. Order 2 checks the gradients, then the gradients of the
+    gradients, with respect to the weights too. rng=None draws the same directions every time.
+    """
+    rng = numpy.random.default_rng(0) if rng is None else rng
+    if not any(x.requires_grad for x in inputs):
+        raise ValueError("gradcheck: no input requires a gradient; expected at least one")
+    if any(x.dtype.kind == "f" and x.dtype.itemsize < 8 for x in inputs):
+        raise TypeError(
+            "gradcheck: got float32 inputs, too coarse to check; use .astype('float64')"
+        )
+    weights = [_random_like(y, rng) for y in _several(fn(*inputs))]
+    for i, x in enumerate(inputs):
+        if x.requires_grad and x.size:
+            for k in range(directions):
+                _check_direction(fn, inputs, weights, i, _random_like(x, rng), f"{k}", rtol, step)
+    if order == 1:
+        return True
+    again = [Tensor(w.data, requires_grad=True, backend=w.backend) for w in weights]
+    return gradcheck(
+        _gradient_of(fn, len(inputs)), [*inputs, *again], order - 1,
+        rtol=rtol, step=step, directions=directions, rng=rng,
+    )  # fmt: skip
+
+
+def _check_direction(
+    fn: Function, inputs: Sequence[Tensor], weights: list[Tensor], i: int, v: Tensor, name: str,
+    rtol: float, step: float,
+) -> None:  # fmt: skip
+    x = inputs[i]
+
+    def along(t: float) -> float:
+        moved = Tensor(x.data + t * v.data, requires_grad=True, backend=x.backend)
+        return _project(fn(*inputs[:i], moved, *inputs[i + 1 :]), weights)
+
+    near, far = along(step) - along(-step), along(2 * step) - along(-2 * step)
+    expected = (8 * near - far) / (12 * step)
+    g = _gradients(fn(*inputs), [x], weights, create_graph=False)[0]
+    received = _project(g, [v])
+    size = abs(expected) + _project(abs(g), [abs(v)])  # cancellation must not hide in a small sum
+    if not abs(expected - received) <= rtol * size + 1e-11:
+        raise GradcheckError(
+            f"gradcheck: input {i} of shape {x.shape}, direction {name}: expected {expected:.10g} "
+            f"(finite differences), received {received:.10g} (backward)"
+        )
+
+
+def _gradient_of(fn: Function, n_inputs: int) -> Function:
+    """Give the function (*inputs, *weights) -> gradients of the projected fn."""
+
+    def gradient(*args: Tensor) -> list[Tensor]:
+        inputs, weights = args[:n_inputs], args[n_inputs:]
+        wanted = [x for x in inputs if x.requires_grad]
+        return _gradients(fn(*inputs), wanted, weights, create_graph=True)
+
+    return gradient
+
+
+def _gradients(
+    outputs: Any, inputs: Sequence[Tensor], weights: Sequence[Tensor], *, create_graph: bool
+) -> list[Tensor]:
+    """Give the gradients of the projected outputs; zeros where they don't depend on an input."""
+    pairs = [(y, w) for y, w in zip(_several(outputs), weights, strict=True) if y.requires_grad]
+    if not pairs:
+        return [x * 0.0 for x in inputs]
+    found = grad([y for y, _ in pairs], inputs, [w for _, w in pairs], create_graph,
+                 allow_unused=True)  # fmt: skip
+    return [x * 0.0 if g is None else g for g, x in zip(found, inputs, strict=True)]
+
+
+def _several(outputs: Any) -> list[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+def _project(outputs: Any, weights: Sequence[Tensor]) -> float:
+    pairs = zip(_several(outputs), weights, strict=True)
+    return sum(float((y.numpy() * w.numpy()).sum()) for y, w in pairs)
+
+
+def _random_like(x: Tensor, rng: numpy.random.Generator) -> Tensor:
+    """Draw from [-1, 1], so that a step moves no value further than the step."""
+    return x.constant(x.backend.asarray(rng.uniform(-1, 1, x.shape)))

@@ -1,0 +1,11 @@
+"""Networks by name.
+
+>>> model = build("resnet20")
+>>> sum(p.size for p in model.parameters())
+269722
+"""
+
+from . import classic, resnet  # noqa: F401  (importing them fills the registry)
+from .registry import Classifier, build, names, register
+
+__all__ = ["Classifier", "build", "names", "register"]

@@ -1,0 +1,118 @@
+"""The first networks of the course: linear classifiers, an MLP, a small ConvNet, LeNet-5."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy
+
+from .. import functional as F
+from .. import nn
+from ..tensor import Tensor
+from .registry import Classifier, register
+
+Rng = numpy.random.Generator | None
+
+
+class SoftmaxClassifier(Classifier):
+    """Scores linear in the pixels, trained with cross-entropy. CS231n, "Linear Classification"."""
+
+    def __init__(
+        self, classes: int = 10, *, channels: int = 3, size: int = 32, rng: Rng = None
+    ) -> None:
+        self.image_shape = (channels, size, size)
+        self.fc = nn.Linear(channels * size * size, classes, weight_init=nn.init.normal, rng=rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, C, size, size) -> (N, classes)."""
+        return self.fc(x.flatten(1))
+
+
+class SVM(SoftmaxClassifier):
+    """The same scores, trained with the multiclass hinge loss."""
+
+    loss = staticmethod(F.hinge_loss)
+
+
+class MLP(Classifier):
+    """Fully connected layers with ReLU between them."""
+
+    def __init__(
+        self,
+        classes: int = 10,
+        *,
+        channels: int = 3,
+        size: int = 32,
+        hidden: tuple[int, ...] = (256, 128),
+        rng: Rng = None,
+    ) -> None:
+        self.image_shape = (channels, size, size)
+        widths = (channels * size * size, *hidden, classes)
+        he = nn.init.kaiming_normal
+        self.layers = nn.ModuleList(
+            [nn.Linear(a, b, weight_init=he, rng=rng) for a, b in pairwise(widths)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, C, size, size) -> (N, classes)."""
+        *hidden, last = self.layers
+        x = x.flatten(1)
+        for layer in hidden:
+            x = layer(x).relu()
+        return last(x)
+
+
+class ConvNet(Classifier):
+    """CS231n's pattern [conv - relu - pool] three times, then a linear classifier.
+
+    >>> sum(p.size for p in ConvNet().parameters())
+    33834
+    """
+
+    def __init__(
+        self,
+        classes: int = 10,
+        *,
+        channels: int = 3,
+        size: int = 32,
+        widths: tuple[int, ...] = (16, 32, 64),
+        rng: Rng = None,
+    ) -> None:
+        self.image_shape, he = (channels, size, size), nn.init.kaiming_normal
+        blocks: list[nn.Module] = []
+        for c, o in zip((channels, *widths), widths, strict=False):
+            blocks += [nn.Conv2d(c, o, 3, padding=1, weight_init=he, rng=rng)]
+            blocks += [nn.ReLU(), nn.MaxPool2d(2)]
+        self.features = nn.Sequential(*blocks)
+        side = size // 2 ** len(widths)
+        self.fc = nn.Linear(widths[-1] * side * side, classes, rng=rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, C, size, size) -> (N, classes)."""
+        return self.fc(self.features(x).flatten(1))
+
+
+class LeNet5(Classifier):
+    """LeCun et al., Proc. IEEE 1998, figure 2, with max pooling and ReLU as it is taught today.
+
+    >>> sum(p.size for p in LeNet5().parameters())
+    61706
+    """
+
+    def __init__(self, classes: int = 10, *, channels: int = 1, rng: Rng = None) -> None:
+        self.image_shape = (channels, 32, 32)
+        self.conv1, self.conv2 = nn.Conv2d(channels, 6, 5, rng=rng), nn.Conv2d(6, 16, 5, rng=rng)
+        self.fc1, self.fc2 = nn.Linear(400, 120, rng=rng), nn.Linear(120, 84, rng=rng)
+        self.fc3 = nn.Linear(84, classes, rng=rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, C, 32, 32) -> (N, classes)."""
+        x = F.max_pool2d(self.conv1(x).relu(), 2)  # (N, 6, 14, 14)
+        x = F.max_pool2d(self.conv2(x).relu(), 2)  # (N, 16, 5, 5)
+        return self.fc3(self.fc2(self.fc1(x.flatten(1)).relu()).relu())
+
+
+for _name, _model in dict(
+    softmax=SoftmaxClassifier, svm=SVM, mlp=MLP, convnet=ConvNet, lenet5=LeNet5
+).items():
+    register(_name, _model)

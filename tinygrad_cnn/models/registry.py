@@ -1,0 +1,42 @@
+"""The registry: a name stands for a function that builds a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+from .. import functional as F
+from .. import nn
+from ..tensor import Tensor
+
+
+class Classifier(nn.Module):
+    """A model that maps images (N, *image_shape) to scores (N, classes), and its loss."""
+
+    image_shape: tuple[int, int, int] = (3, 32, 32)  # (C, H, W)
+    loss: Callable[..., Tensor] = staticmethod(F.cross_entropy)
+
+
+_builders: dict[str, Callable[..., Classifier]] = {}
+
+
+def register(name: str, builder: Callable[..., Classifier]) -> None:
+    """Add a model: `builder(classes=..., rng=..., **settings)` makes it."""
+    _builders[name] = builder
+
+
+def names() -> list[str]:
+    """List all names, in the order in which the course meets them."""
+    return list(_builders)
+
+
+def build(name: str, classes: int = 10, **settings: Any) -> Classifier:
+    """Build a model with fresh weights; rng=None draws them from the default generator."""
+    if name not in _builders:
+        near = get_close_matches(name, _builders, n=3)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+        raise ValueError(f"no model {name!r}{hint} There are: {', '.join(_builders)}")
+    if classes < 1:
+        raise ValueError(f"build: classes is {classes}; expected at least 1")
+    return _builders[name](classes=classes, **settings)

@@ -1,0 +1,194 @@
+"""Module: a tree of layers that knows its parameters.
+
+Attributes are found by their type: a Parameter is trained, a plain Tensor is a buffer (running
+statistics), a Module is a child. Names are the attributes' paths, as in PyTorch:
+`layer1.0.conv1.weight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy
+
+from ..backends import Backend
+from ..backends import get as get_backend
+from ..tensor import Tensor
+
+Hook = Callable[["Module", tuple[Any, ...], Any], Any]
+
+
+class Parameter(Tensor):
+    """A tensor that an optimiser trains."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, data: Any, requires_grad: bool = True, dtype: Any = None, backend: Any = None
+    ) -> None:
+        super().__init__(data, requires_grad, dtype, backend)
+
+
+class Module:
+    """The base of layers and models: subclasses set attributes in __init__, define forward."""
+
+    training = True
+
+    def forward(self, *args: Any, **settings: Any) -> Any:
+        """Compute the output; every subclass has its own."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward method")
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        """Run forward, then the forward hooks; a hook that returns a value replaces the output."""
+        y = self.forward(*args, **settings)
+        for hook in tuple(self._hooks()):
+            replaced = hook(self, args, y)
+            y = y if replaced is None else replaced
+        return y
+
+    # ---- the tree ----
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """Yield the modules that are attributes of this one."""
+        return ((name, v) for name, v in vars(self).items() if isinstance(v, Module))
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """Yield this module (named "" at the root) and all below it, each with its path."""
+        yield prefix, self
+        for name, child in self.named_children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> Iterator[Module]:
+        """Yield this module and all below it."""
+        return (module for _, module in self.named_modules())
+
+    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every parameter and buffer once, even where modules share it."""
+        seen: set[int] = set()
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield f"{path}.{name}" if path else name, value
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Yield the trained tensors, each with its path."""
+        return ((n, t) for n, t in self._named_tensors() if isinstance(t, Parameter))
+
+    def parameters(self) -> list[Parameter]:
+        """List the trained tensors."""
+        return [p for _, p in self.named_parameters()]
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors that belong to the state but aren't trained."""
+        return ((n, t) for n, t in self._named_tensors() if not isinstance(t, Parameter))
+
+    # ---- mode, place, gradients ----
+
+    def train(self, mode: bool = True) -> Module:
+        """Switch batch norm and dropout to training; returns the module."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Switch batch norm and dropout to evaluation; returns the module."""
+        return self.train(False)
+
+    def to(self, backend: str | Backend) -> Module:
+        """Move all parameters and buffers to a backend, dropping gradients; returns the module."""
+        target = get_backend(backend)
+        for _, t in self._named_tensors():
+            t.replace_data(target.asarray(t.numpy()), backend=target)
+        return self
+
+    def astype(self, dtype: Any) -> Module:
+        """Convert all parameters and buffers, dropping gradients; returns the module."""
+        for _, t in self._named_tensors():
+            t.replace_data(t.data.astype(dtype))
+        return self
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for p in self.parameters():
+            p.grad = None
+
+    # ---- state ----
+
+    def state_dict(self) -> dict[str, numpy.ndarray[Any, Any]]:
+        """Copy all parameters and buffers to NumPy arrays, by name."""
+        return {name: t.numpy().copy() for name, t in self._named_tensors()}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Take values from `state`; names and shapes must match, with strict=False only shapes.
+
+        Nothing is changed unless everything fits.
+        """
+        own = dict(self._named_tensors())
+        problems = [] if not strict else [f"{n} is missing" for n in own if n not in state]
+        problems += [] if not strict else [f"{n} is unknown" for n in state if n not in own]
+        for name in own.keys() & state.keys():
+            got = tuple(state[name].shape)
+            if got != own[name].shape:
+                problems.append(f"{name} is {got}, expected {own[name].shape}")
+        if problems:
+            more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+            raise ValueError(
+                f"load_state_dict: the state doesn't fit this {type(self).__name__}: "
+                f"{'; '.join(sorted(problems)[:5])}{more}. Was it saved by another model?"
+            )
+        for name in own.keys() & state.keys():
+            own[name].data = own[name].backend.asarray(numpy.array(state[name], own[name].dtype))
+
+    # ---- looking in ----
+
+    def register_forward_hook(self, hook: Hook) -> Callable[[], None]:
+        """Call hook(module, args, output) after each forward; returns a function to remove it."""
+        hooks = vars(self).setdefault("_forward_hooks", [])
+        hooks.append(hook)
+        return lambda: hooks.remove(hook)
+
+    def _hooks(self) -> list[Hook]:
+        return vars(self).get("_forward_hooks", [])
+
+    def extra_repr(self) -> str:
+        """Name the settings shown in the repr."""
+        return ""
+
+    def __repr__(self) -> str:
+        children = [f"({name}): {child!r}" for name, child in self.named_children()]
+        if not children:
+            return f"{type(self).__name__}({self.extra_repr()})"
+        body = "\n".join(children).replace("\n", "\n  ")
+        return f"{type(self).__name__}({self.extra_repr()}\n  {body}\n)"
+
+
+class ModuleList(Module):
+    """A list of modules, named "0", "1", ..."""
+
+    def __init__(self, modules: list[Module]) -> None:
+        for i, module in enumerate(modules):
+            setattr(self, str(i), module)
+
+    def __iter__(self) -> Iterator[Module]:
+        return (child for _, child in self.named_children())
+
+    def __len__(self) -> int:
+        return len(list(self.named_children()))
+
+    def __getitem__(self, i: int) -> Module:
+        return list(self)[i]
+
+
+class Sequential(ModuleList):
+    """Modules that are run one after another."""
+
+    def __init__(self, *modules: Module) -> None:
+        super().__init__(list(modules))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pass x through every module in turn."""
+        for module in self:
+            x = module(x)
+        return x
