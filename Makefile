@@ -12,8 +12,11 @@ endif
 train: .venv/with-test  ## a short training on the built-in shapes, no download
 	$(BIN)/python examples/05_resnet_cifar10.py --images 5000 --epochs 5
 
+# Two processes with one BLAS thread each: threads that wait for each other spin, and the tests' matrices
+# are too small to share.
+test: export OPENBLAS_NUM_THREADS = 1
 test: .venv/with-test  ## make test PYTEST="-m 'not slow' -k conv"
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest --numprocesses 2 $(PYTEST)
 
 lint: .venv/with-dev
 	$(BIN)/ruff check

@@ -49,9 +49,11 @@ def pool2d_settings(
     check_images(x, op=op)
     kernel = pair(kernel_size, op=op, name="kernel_size")
     step = kernel if stride is None else pair(stride, op=op, name="stride")
-    pads = pool_padding(padding, kernel=kernel, op=op)
-    check_fits(x, op=op, kernel=kernel, padding=pads)
-    return dict(kernel_size=kernel, stride=step, padding=pads)
+    h, w = pair(padding, op=op, name="padding", least=0)
+    if h > kernel[0] // 2 or w > kernel[1] // 2:  # or a window might lie all outside
+        raise ValueError(f"{op}: padding {(h, w)} is more than half of the kernel {kernel}")
+    check_fits(x, op=op, kernel=kernel, padding=((h, h), (w, w)))
+    return dict(kernel_size=kernel, stride=step, padding=((h, h), (w, w)))
 
 
 def conv_padding(padding: Setting | str, *, kernel: Pair, stride: Pair, dilation: Pair) -> Padding:
@@ -129,11 +131,3 @@ def check_fits(
             f"{op}: the kernel covers {reach[0]}x{reach[1]} pixels, but x {x} with its padding has "
             f"only {padded[0]}x{padded[1]}; use a smaller kernel, more padding or larger images"
         )
-
-
-def pool_padding(padding: Setting, *, kernel: Pair, op: str) -> Padding:
-    """Resolve pooling's padding: at most half a kernel, so that no window lies all outside."""
-    h, w = pair(padding, op=op, name="padding", least=0)
-    if h > kernel[0] // 2 or w > kernel[1] // 2:
-        raise ValueError(f"{op}: padding {(h, w)} is more than half of the kernel {kernel}")
-    return (h, h), (w, w)

@@ -2,7 +2,7 @@
 
     python examples/05_resnet_cifar10.py                                    # on the built-in shapes
     python examples/05_resnet_cifar10.py --data-dir DIR --images 50000 --epochs 164   # the paper's
-    python examples/05_resnet_cifar10.py --data-dir DIR --steps 200         # a first look
+    python examples/05_resnet_cifar10.py --data-dir DIR --images 25600 --epochs 1  # a first look
 
 Pad-crop-flip, SGD with momentum 0.9 and weight decay 1e-4, as in the paper; its learning rate of
 0.1 is divided by 10 after half and three quarters of the way, here after a cosine from 0.1 to 0.
@@ -24,10 +24,11 @@ def main(
     epochs: int = 2,
     batch_size: int = 128,
     learning_rate: float = 0.1,
-    backend: str = "auto",
+    backend: str | None = None,
     seed: int = 0,
 ) -> None:
-    tg.set_backend(backend)
+    if backend:
+        tg.set_backend(backend)
     train_set, test_set = data.load(data_dir, images=images, seed=seed)
     statistics = data.channel_statistics(train_set.images)
     augment = data.random_crop_and_flip
@@ -39,7 +40,7 @@ def main(
         net.parameters(), lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=1e-4
     )
     steps = epochs * len(loader)
-    schedule = optim.warm_up(optim.cosine(learning_rate, steps), steps // 10)
+    schedule = optim.warm_up(optim.cosine(learning_rate, steps), max(1, steps // 10))
     print(f"{model}: {sum(p.size for p in net.parameters()):,} parameters, {steps} steps")
     results = train.fit(
         net, optimizer, loader, epochs=epochs, schedule=schedule, validation=held_out

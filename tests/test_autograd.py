@@ -179,6 +179,13 @@ def test_the_first_layer_never_computes_its_image_s_gradient(monkeypatch):
     assert values(w.grad) == [[[[4, 4], [4, 4]]]]
 
 
+def test_a_residual_alone_asks_nothing_of_the_kernel(monkeypatch):
+    monkeypatch.setattr(tg.backends.numpy_backend.NumpyBackend, "batch_norm_grad", None)
+    residual = leaf(np.ones((1, 2, 1, 1)))
+    normalise(tg.ones(1, 2, 1, 1, dtype="float64"), residual=residual).sum().backward()
+    assert (residual.grad.numpy() == 1).all()
+
+
 def test_nothing_is_captured_where_nothing_is_recorded(no_gc):
     h = tg.ones(3) + 1.0
     y, h_ref = h * h, weakref.ref(h)

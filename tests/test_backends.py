@@ -196,6 +196,13 @@ def test_a_recorded_tensor_can_not_change_its_backend():
     assert y.to("numpy") is y
 
 
+def test_the_same_backend_shares_its_own_arrays():
+    """Even one whose to_numpy copies, as from a GPU."""
+    distant = type("Distant", (Minimal,), {"name": "far", "to_numpy": lambda self, a: a.copy()})()
+    t = tg.ones(2, backend=distant)
+    assert tg.Tensor(t, backend=distant).data is t.data
+
+
 def test_data_of_another_backend_is_converted():
     tg.set_backend("numpy")
     there = tg.ones(2, backend="numba")

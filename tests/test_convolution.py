@@ -224,6 +224,7 @@ WRONG = [
     (IMAGES, FILTERS, dict(groups=2), "x (2, 4, 6, 5) has 4 channels, but w (6, 4, 3, 3) with "
      "groups=2 wants 8"),
     (IMAGES, FILTERS, dict(stride=0), "stride is 0; expected at least 1"),
+    (IMAGES, FILTERS, dict(stride=(2, 0)), "stride is (2, 0); expected at least 1"),
     (IMAGES, FILTERS, dict(stride=(1, 2, 3)), "stride is (1, 2, 3); expected an integer or a pair"),
     (IMAGES, FILTERS, dict(dilation=1.5), "dilation is 1.5; expected an integer or a pair"),
     (IMAGES, FILTERS, dict(padding=-1), "padding is -1; expected at least 0"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tinygrad_cnn as tg
-from tinygrad_cnn.autograd import OPS, op
+from tinygrad_cnn.autograd import OPS, op, recording
 from tinygrad_cnn.gradcheck import GradcheckError
 
 
@@ -65,6 +65,15 @@ def test_a_captured_constant_fails_at_order_2_alone():
     assert tg.gradcheck(constant, [x])
     with pytest.raises(GradcheckError):
         tg.gradcheck(constant, [x], order=2)
+
+
+def test_order_2_checks_the_gradient_that_is_recorded():
+    def of_two_minds(g, x):  # a kernel for the ordinary pass, a formula for the recorded one
+        return right(g, x) * (2.0 if recording.get() else 1.0)
+
+    assert tg.gradcheck(cube(of_two_minds), [leaf(2)])
+    with pytest.raises(GradcheckError, match=r"\(recorded backward\)$"):
+        tg.gradcheck(cube(of_two_minds), [leaf(2)], order=2)
 
 
 def test_order_2_checks_the_gradient_with_respect_to_the_weights():

@@ -4,6 +4,7 @@ import copy
 import math
 import operator
 import pickle
+import re
 import subprocess
 import sys
 from itertools import count
@@ -209,6 +210,7 @@ def test_replace_data_moves_a_leaf_and_forgets_its_gradient():
     y, node = (t * t).sum(), t.node
     t.replace_data(np.array([3.0, 4.0]))
     assert (t.dtype, t.grad, t.backend.name, t.node) == ("float64", None, "numpy", node)
+    assert t.version == [1]
     with pytest.raises(tg.SavedTensorChanged):
         y.backward()
     t.replace_data(t.data, backend=tg.ones(1, backend="numba").backend)
@@ -446,10 +448,16 @@ def test_shapes(f, expected):
     assert same(x.grad, A if expected.size == 6 else np.where(np.isin(A, expected), A, 0))
 
 
+def test_one_tensor_may_be_joined_too():
+    for t in tg.concatenate([tg.Tensor(A)], 1), tg.stack([tg.Tensor(A)], -1)[..., 0]:
+        assert same(t, A)
+
+
 def test_flatten_starts_at_an_axis_that_is_there():
-    for axis in 2, -3:
-        with pytest.raises(ValueError, match=rf"^flatten: x is \(2, 3\), which has no axis {axis}"):
-            tg.Tensor(A).flatten(axis)
+    for t, axis in (tg.Tensor(A), 2), (tg.Tensor(A), -3), (tg.Tensor(1.0), 1):
+        message = re.escape(f"flatten: x is {t.shape}, which has no axis {axis}")
+        with pytest.raises(ValueError, match=message):
+            t.flatten(axis)
 
 
 # ---- methods ----
@@ -588,3 +596,9 @@ def test_copies_are_leaves(twin, requires_grad):
 
 def test_python_s_own_mathematics_leaves_the_graph():
     assert math.sqrt(leaf(4.0)) == 2
+
+
+def test_copies_keep_the_layout():
+    x = np.zeros((2, 4, 5, 3)).transpose(0, 3, 1, 2)  # channels-last
+    assert tg.tensor(x, backend="numpy").data.strides == x.strides
+    assert tg.Tensor(x, backend="numpy").to("numba").data.strides == x.strides

@@ -17,7 +17,7 @@ def tensor(
 ) -> Tensor:
     """Copy data into a new tensor; lists become float32, arrays keep their dtype."""
     made = Tensor(data, dtype=dtype, backend=backend)
-    return Tensor(made.data.copy(), requires_grad, backend=made.backend)
+    return Tensor(made.data.copy(order="K"), requires_grad, backend=made.backend)
 
 
 def full(

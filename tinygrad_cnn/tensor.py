@@ -139,7 +139,7 @@ class Tensor(ForeignLibraries, Variable):
                 "to: this tensor is recorded, and no gradient can cross backends; move the inputs "
                 "before the computation, or .detach() first"
             )
-        return Tensor(target.asarray(self.numpy()).copy(), leaf, backend=target)
+        return Tensor(target.asarray(self.numpy()).copy(order="K"), leaf, backend=target)
 
     def replace_data(self, array: Array, *, backend: Backend | None = None) -> None:
         """Put a leaf on another backend or dtype: same shape, same object, no gradient."""

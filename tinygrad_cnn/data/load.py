@@ -18,6 +18,8 @@ def load(
 
     They are CIFAR-10's where `data_dir` names its folder, else the built-in shapes.
     """
+    if images < 5:
+        raise ValueError(f"load: images is {images}; expected at least 5, to test on a fifth")
     if data_dir is None:
         return shapes(images, seed=seed), shapes(images // 5, seed=seed, train=False)
     train, test = cifar10(data_dir), cifar10(data_dir, train=False)

@@ -24,6 +24,8 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
     """Count the connections into and out of a unit: (fan_in, fan_out)."""
     if len(shape) < 2:
         raise ValueError(f"init: shape {shape} has no fan-in; expected (out, in) or (O, C, kh, kw)")
+    if min(shape) < 1:
+        raise ValueError(f"init: shape {shape} is empty; expected every size to be at least 1")
     field = math.prod(shape[2:])
     return shape[1] * field, shape[0] * field
 

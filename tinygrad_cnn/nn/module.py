@@ -42,7 +42,7 @@ class Module:
     def __call__(self, *args: Any, **settings: Any) -> Any:
         """Run forward, then the forward hooks; a hook that returns a value replaces the output."""
         y = self.forward(*args, **settings)
-        for hook in tuple(self._hooks()):
+        for hook in self._hooks():
             replaced = hook(self, args, y)
             y = y if replaced is None else replaced
         return y
@@ -105,6 +105,9 @@ class Module:
 
     def astype(self, dtype: Any) -> Module:
         """Convert all parameters and buffers, dropping gradients; returns the module."""
+        wanted = numpy.dtype(dtype).name
+        if wanted not in ("float32", "float64"):
+            raise TypeError(f"astype: a module can't be {wanted}; expected float32 or float64")
         for _, t in self._named_tensors():
             t.replace_data(t.data.astype(dtype))
         return self
@@ -138,19 +141,20 @@ class Module:
                 f"load_state_dict: the state doesn't fit this {type(self).__name__}: "
                 f"{'; '.join(sorted(problems)[:5])}{more}. Was it saved by another model?"
             )
-        for name in own.keys() & state.keys():
-            own[name].data = own[name].backend.asarray(numpy.array(state[name], own[name].dtype))
+        read = {n: numpy.array(state[n], own[n].dtype) for n in own.keys() & state.keys()}
+        for name, value in read.items():
+            own[name].data = own[name].backend.asarray(value)
 
     # ---- looking in ----
 
     def register_forward_hook(self, hook: Hook) -> Callable[[], None]:
         """Call hook(module, args, output) after each forward; returns a function to remove it."""
-        hooks = vars(self).setdefault("_forward_hooks", [])
-        hooks.append(hook)
-        return lambda: hooks.remove(hook)
+        hooks, key = vars(self).setdefault("_forward_hooks", {}), object()
+        hooks[key] = hook
+        return lambda: hooks.pop(key, None)
 
     def _hooks(self) -> list[Hook]:
-        return vars(self).get("_forward_hooks", [])
+        return list(vars(self).get("_forward_hooks", {}).values())
 
     def extra_repr(self) -> str:
         """Name the settings shown in the repr."""
@@ -169,6 +173,9 @@ class ModuleList(Module):
 
     def __init__(self, modules: list[Module]) -> None:
         for i, module in enumerate(modules):
+            if not isinstance(module, Module):  # it would be left out without a word
+                kind = type(module).__name__
+                raise TypeError(f"{type(self).__name__}: item {i} is a {kind}; expected a Module")
             setattr(self, str(i), module)
 
     def __iter__(self) -> Iterator[Module]:

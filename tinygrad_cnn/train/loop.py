@@ -95,8 +95,8 @@ def fit(
 
 
 def evaluate(model: Classifier, batches: Iterable[Batch]) -> Metrics:
-    """Measure a model in evaluation mode; the mode is restored."""
-    metrics, training = Metrics(), model.training
+    """Measure a model in evaluation mode; every module's mode is restored."""
+    metrics, modes = Metrics(), [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with no_grad():
@@ -104,5 +104,6 @@ def evaluate(model: Classifier, batches: Iterable[Batch]) -> Metrics:
                 scores = model(Tensor(x))
                 metrics.add(model.loss(scores, targets).item(), scores.numpy(), targets)
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
     return metrics
