@@ -380,7 +380,8 @@ class Backend:
         log_p = shifted_logits - self.xp.log(sums)
         q = self.xp.full((rows, classes), label_smoothing / classes, logits.dtype)
         q[self.xp.arange(rows), targets] += 1 - label_smoothing
-        return -(q * log_p).sum(axis=1), exponentials / sums - q
+        losses = -(q * self.xp.where(q > 0, log_p, 0)).sum(axis=1)  # log_p may be -inf where q is 0
+        return losses, exponentials / sums - q
 
     def sgd_update(
         self, p: Array, g: Array, velocity: Array, *, lr: float, momentum: float,

@@ -311,6 +311,10 @@ def test_other_mistakes_with_losses(loss):
     call = lambda: loss(ROWS, [0, 9, 2], reduction="average")  # noqa: E731
     refuses(call, ValueError, f"{loss.__name__}: {message}")
     assert loss(ROWS[:0], [], reduction="sum").item() == 0  # no targets, so no wrong ones
+    wanted = "expected a float32 or float64 Tensor (N, K)"
+    for scores, came in (np.zeros((1, 2)), "ndarray"), (ROWS.astype("int64"), "int64"):
+        message = f"{loss.__name__}: scores are {came}; {wanted}"
+        refuses(lambda s=scores: loss(s, [0]), TypeError, message)
 
 
 @pytest.mark.parametrize("data", ["text", None, [[1], [2, 3]], {1: 2}, [ones(1)]])
@@ -347,8 +351,8 @@ def test_a_second_backward():
 
 def test_a_changed_input():
     message = (
-        "mul: an input of shape (3,) was changed after the forward pass used it (assignment to "
-        ".data, an optimiser's step, load_state_dict), so its gradient would be wrong; "
+        "mul: a tensor of shape (3,) that its gradient needs was changed after the forward pass "
+        "(assignment to .data, an optimiser's step, load_state_dict); "
         "run the forward pass again after the change"
     )
     refuses(with_a_changed_input().backward, tg.SavedTensorChanged, message)

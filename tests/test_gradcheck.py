@@ -183,3 +183,8 @@ def test_single_precision_is_refused():
 def test_inputs_without_gradients_are_refused():
     with pytest.raises(ValueError, match=r"^gradcheck: no input requires a gradient; expected at"):
         tg.gradcheck(cube(right), [tg.ones(2, dtype="float64")])
+
+
+def test_order_0_is_refused():
+    with pytest.raises(ValueError, match=r"^gradcheck: order is 0; expected 1 or more"):
+        tg.gradcheck(cube(right), [leaf(2)], order=0)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tinygrad_cnn as tg
+from tinygrad_cnn import functional as F
 from tinygrad_cnn import selftest, testing
 from tinygrad_cnn.autograd import OPS, op
 from tinygrad_cnn.selftest import CASES, CHECKS, Case
@@ -121,3 +122,27 @@ def test_run_gives_a_line_per_op(backend):
     assert [result.op for result in results] == list(dict.fromkeys(case.op for case in CASES))
     assert not [result for result in results if not result.passed or result.message]
     assert all(result.checks >= 4 and result.seconds > 0 for result in results)
+
+
+def test_a_masked_class_costs_nothing(backend):
+    logits = tg.tensor([[0.0, -np.inf, 1.0]], requires_grad=True)
+    loss = F.cross_entropy(logits, [2])
+    loss.backward()
+    assert loss.item() == pytest.approx(np.log1p(np.exp(-1)))
+    assert logits.grad.numpy()[0, 1] == 0
+
+
+def test_sigmoid_is_precise_where_it_is_small(backend):
+    x = tg.tensor([-20.0, 0.0, 200.0])
+    np.testing.assert_allclose(F.sigmoid(x).numpy(), [np.exp(-20) / (1 + np.exp(-20)), 0.5, 1])
+
+
+def test_the_gradient_of_a_quotient_of_small_numbers_does_not_overflow(backend):
+    y = tg.tensor([1e-25], requires_grad=True)
+    (tg.tensor([1e-25]) / y).sum().backward()
+    np.testing.assert_allclose(y.grad.numpy(), [-1e25], rtol=1e-5)
+
+
+def test_extremes_of_unsigned_integers(backend):
+    x = tg.Tensor(np.array([0, 3], np.uint8))
+    assert (x.min().item(), x.max().item()) == (0, 3)

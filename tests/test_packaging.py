@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # From the bottom up: a module imports from its own layer and from those before it.
 LAYERS = (
     ("backends",),
-    ("autograd", "interop", "random"),
+    ("autograd", "dtypes", "interop", "random"),
     ("tensor",),
     ("creation", "ops", "functional", "graph", "gradcheck"),
     ("nn", "testing", "selftest"),

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from types import SimpleNamespace
+from itertools import chain
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 Vjp = Callable[..., Any]
@@ -87,23 +88,18 @@ class Node:
         self.leaf = weakref.ref(leaf) if leaf is not None else None
         self.parents: Sequence[Node | None] = ()
         self.vjps: Any = ()  # one per parent, or one for all
-        self.saved: Sequence[tuple[Variable, int]] = ()  # captured variables and their versions
+        self.saved: Sequence[Any] = ()  # of what the vjps use: (version, its value now, shape)
         self.output: Any = None  # unrecorded, and only for vjps that use it
         self.broadcasts = self.freed = False
 
     def check(self) -> None:
-        """Raise if the node was freed or a variable it needs has changed."""
-        if self.freed:
-            raise GraphFreed(
-                "this graph was walked already and its memory given back; "
-                "run the forward pass again, or walk it the first time with retain_graph=True"
-            )
-        for variable, version in self.saved:
-            if variable.version[0] != version:
+        """Raise if a variable that the vjps use has changed since."""
+        for version, then, shape in self.saved:
+            if version[0] != then:
                 raise SavedTensorChanged(
-                    f"{self.op}: an input of shape {variable.shape} was changed after the forward "
-                    "pass used it (assignment to .data, an optimiser's step, load_state_dict), so "
-                    "its gradient would be wrong; run the forward pass again after the change"
+                    f"{self.op}: a tensor of shape {shape} that its gradient needs was changed "
+                    "after the forward pass (assignment to .data, an optimiser's step, "
+                    "load_state_dict); run the forward pass again after the change"
                 )
 
     def free(self) -> None:
@@ -117,10 +113,11 @@ def op(
 ) -> Any:
     """Make a differentiable op of fn(*variables, **settings) -> (array, vjps).
 
-    `vjps` is a tuple with one function per variable: `g -> dx`, or `(g, y) -> dx` where y is the
-    op's own output; or a single `(g, needs) -> (dx, dw, ...)` where one kernel gives them all and
-    `needs` tells which are wanted. `broadcasts` ops have their gradients summed to their inputs'
-    shapes; `view` says that the result may share memory with the input.
+    `vjps` is a tuple with one function per variable: `g -> dx`; or a single
+    `(g, needs) -> (dx, dw, ...)` where one kernel gives them all and `needs` tells which are
+    wanted. A further parameter called `y` is given the op's own output. `broadcasts` ops have their
+    gradients summed to their inputs' shapes; `view` says that the result may share memory with the
+    input.
     """
     if fn is None:
         return lambda fn: op(fn, broadcasts=broadcasts, view=view)
@@ -132,7 +129,7 @@ def op(
         try:
             array, vjps = fn(*inputs, **settings)
         except ValueError as error:
-            if not broadcasts or str(error).startswith(name):
+            if not broadcasts or "broadcast" not in str(error):
                 raise
             shapes = " and ".join(str(x.shape) for x in inputs)
             message = f"{name}: {shapes} don't fit; from the right, sizes must be equal or 1"
@@ -161,16 +158,20 @@ def _lifted(operands: Sequence[Any], name: str) -> list[Any]:
 def _record(name: str, inputs: list[Any], vjps: Any, output: Any, broadcasts: bool) -> Node:
     node = Node(output.shape, op=name)
     node.parents, node.broadcasts = [x.node for x in inputs], broadcasts
-    # a vjp whose input needs no gradient is dropped, and with it the arrays it captured
     if callable(vjps):
+        if "needs" not in _parameters(vjps):
+            _check_count((), inputs, name)
         node.vjps, kept = vjps, [vjps]
     else:
         _check_count(vjps, inputs, name)
+        # a vjp whose input needs no gradient is dropped, and with it the arrays it captured
         node.vjps = [v if x.node else None for v, x in zip(vjps, inputs, strict=True)]
         kept = [v for v in node.vjps if v]
-    node.saved = [(x, x.version[0]) for x in _captured(kept)]
-    if not callable(vjps) and any(_uses_output(v) for v in kept):
+    used = list(_captured(kept))
+    if any(_uses_output(v) for v in kept):
         node.output = output.constant(output.data)
+        used.append(output)
+    node.saved = [(x.version, x.version[0], x.shape) for x in used]
     return node
 
 
@@ -182,15 +183,20 @@ def _check_count(given: Sequence[Any], inputs: Sequence[Any], name: str) -> None
         )
 
 
+def _parameters(vjp: Vjp) -> tuple[str, ...]:
+    return vjp.__code__.co_varnames[: vjp.__code__.co_argcount]
+
+
 def _uses_output(vjp: Vjp) -> bool:
-    return vjp.__code__.co_argcount - len(vjp.__defaults__ or ()) == 2
+    return "y" in _parameters(vjp)
 
 
 def _captured(vjps: Iterable[Vjp]) -> Iterator[Variable]:
-    for vjp in vjps:
-        for cell in vjp.__closure__ or ():
-            if isinstance(cell.cell_contents, Variable):
-                yield cell.cell_contents
+    for cell in chain.from_iterable(vjp.__closure__ or () for vjp in vjps):
+        if isinstance(cell.cell_contents, Variable):
+            yield cell.cell_contents
+        elif isinstance(cell.cell_contents, FunctionType):
+            yield from _captured([cell.cell_contents])
 
 
 def gradients(
@@ -203,7 +209,7 @@ def gradients(
     visited is freed as it is passed, unless the graph is retained. Nothing has been changed or
     freed when an error is found in the graph.
     """
-    order = _parents_first(roots)
+    order = _parents_first(roots, stops=targets or ())
     wanted = {n for n in order if n.leaf} if targets is None else set(targets)
     useful = _leading_to(wanted, order)
     found, waiting, own = dict[Node, Any](), dict[Node, Any](), set[Node]()
@@ -227,15 +233,22 @@ def gradients(
     return found
 
 
-def _parents_first(roots: Sequence[Node]) -> list[Node]:
-    """List all nodes that the roots were computed from, every node after its parents."""
+def _parents_first(roots: Sequence[Node], *, stops: Sequence[Node]) -> list[Node]:
+    """List all nodes that the roots were computed from, every node after its parents.
+
+    A freed node has forgotten its parents, which is an error unless the walk stops at it.
+    """
     order, seen, stack = [], set[Node](), [(root, False) for root in roots]
     while stack:  # not recursive: a graph may be 10,000 ops deep
         node, parents_done = stack.pop()
         if parents_done:
             order.append(node)
         elif node not in seen:
-            node.check()
+            if node.freed and node not in stops:
+                raise GraphFreed(
+                    "this graph was walked already and its memory given back; run the forward "
+                    "pass again, or walk it the first time with retain_graph=True"
+                )
             seen.add(node)
             stack.append((node, True))
             stack.extend((parent, False) for parent in node.parents if parent)
@@ -243,10 +256,11 @@ def _parents_first(roots: Sequence[Node]) -> list[Node]:
 
 
 def _leading_to(targets: set[Node], order: list[Node]) -> set[Node]:
-    """Select the nodes whose gradients are needed for the targets'."""
+    """Select the nodes whose gradients are needed for the targets', and check them."""
     useful = set(targets)
     for node in order:
         if any(parent in useful for parent in node.parents):
+            node.check()
             useful.add(node)
     return useful
 
@@ -270,12 +284,12 @@ def _pull(node: Node, g: Any, useful: set[Node]) -> Iterator[tuple[Node, Any]]:
 
 
 def _call_vjps(node: Node, g: Any, needs: list[bool]) -> Sequence[Any]:
-    if callable(node.vjps):
-        return node.vjps(g, needs)
     y = node.output
     if y is not None:  # a new variable each time: one kept with its node would be a cycle
         y = y.constant(y.data)
         y.node = node  # so that the output, too, can be differentiated
+    if callable(node.vjps):
+        return node.vjps(g, needs, y) if _uses_output(node.vjps) else node.vjps(g, needs)
     return [
         (v(g, y) if _uses_output(v) else v(g)) if needed else None
         for v, needed in zip(node.vjps, needs, strict=True)

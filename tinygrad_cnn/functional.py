@@ -189,6 +189,7 @@ def local_response_norm(
     geometry.check_images(x.shape, op="local_response_norm")
     if size < 1:
         raise ValueError(f"local_response_norm: size is {size}; expected at least 1 channel")
+    alpha, beta, k = float(alpha), float(beta), float(k)  # NumPy's float64 would spread
     return norm.local_response_norm(x, size=size, alpha=alpha, beta=beta, k=k)
 
 
@@ -283,6 +284,9 @@ def _reduced(losses: Tensor, reduction: str, *, op: str) -> Tensor:
 
 def _class_numbers(scores: Tensor, targets: Any, *, op: str) -> Any:
     """Check targets against scores (N, K) and give them as an integer array of the backend."""
+    if not isinstance(scores, Tensor) or scores.dtype.kind != "f":
+        came = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+        raise TypeError(f"{op}: scores are {came}; expected a float32 or float64 Tensor (N, K)")
     values = targets.numpy() if isinstance(targets, Tensor) else numpy.asarray(targets)
     if scores.ndim != 2 or values.shape != scores.shape[:1]:
         raise ValueError(

@@ -42,6 +42,8 @@ def gradcheck(
     gradients, with respect to the weights too. rng=None draws the same directions every time.
     """
     rng = numpy.random.default_rng(0) if rng is None else rng
+    if order < 1:
+        raise ValueError(f"gradcheck: order is {order}; expected 1 or more")
     if not any(x.requires_grad for x in inputs):
         raise ValueError("gradcheck: no input requires a gradient; expected at least one")
     if any(x.dtype.kind == "f" and x.dtype.itemsize < 8 for x in inputs):

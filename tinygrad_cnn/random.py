@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy
 
 _generator: numpy.random.Generator | None = None
@@ -9,14 +12,20 @@ _generator: numpy.random.Generator | None = None
 
 def manual_seed(seed: int) -> numpy.random.Generator:
     """Restart the default generator from a seed; returns it."""
-    return set_generator(numpy.random.default_rng(seed))
-
-
-def set_generator(rng: numpy.random.Generator) -> numpy.random.Generator:
-    """Make `rng` the default generator; returns it."""
     global _generator
-    _generator = rng
-    return rng
+    _generator = numpy.random.default_rng(seed)
+    return _generator
+
+
+@contextmanager
+def use_generator(rng: numpy.random.Generator) -> Iterator[None]:
+    """Make `rng` the default generator inside a `with` block."""
+    global _generator
+    before, _generator = _generator, rng
+    try:
+        yield
+    finally:
+        _generator = before
 
 
 def generator(rng: numpy.random.Generator | None = None) -> numpy.random.Generator:

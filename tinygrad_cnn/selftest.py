@@ -140,7 +140,7 @@ CASES: list[Case] = [
     Case("concatenate", X, (2, 1, 4, 5), (2, 0, 4, 5), axis=-3),
     Case("pad", X, pad_width=((0, 0), (1, 0), (2, 1), (0, 3))),
     *(Case(op, X, **at) for op in ("sum", "mean", "logsumexp") for at in (ALL, ROWS)),
-    *(Case("max", X, values="ladder", **at) for at in (ALL, ROWS)),
+    *(Case(op, X, values="ladder", **at) for op in ("max", "min") for at in (ALL, ROWS)),
     *(Case(op, X, axis=axis) for op in ("softmax", "log_softmax") for axis in (1, -1)),
     Case("matmul", (3, 4), (4, 2)),
     Case("matmul", (3, 4), (2, 4, 5)),
@@ -164,7 +164,7 @@ CASES: list[Case] = [
 # fn(x) = <derivative at x, x> holds for what is linear and, by Euler, for what is piecewise so
 LINEAR = set(
     "add sub neg abs relu relu_grad leaky_relu where astype reshape permute broadcast_to getitem "
-    "index_add concatenate pad sum mean max max_pool2d max_pool2d_grad max_pool2d_gather "
+    "index_add concatenate pad sum mean max min max_pool2d max_pool2d_grad max_pool2d_gather "
     "avg_pool2d avg_pool2d_grad".split()
 )
 MULTILINEAR = {"mul", "matmul", "conv2d", "conv2d_input_grad", "conv2d_weight_grad"}

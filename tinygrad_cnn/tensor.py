@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy
@@ -20,6 +21,7 @@ import numpy
 from . import backends
 from .autograd import Node, Variable, gradients, ops, recording, setting
 from .backends import Array, Backend
+from .dtypes import check_dtype, python_number, read
 from .interop import ForeignLibraries
 
 OnBackend = str | Backend | None  # None: the current one
@@ -65,9 +67,9 @@ class Tensor(ForeignLibraries, Variable):
         if isinstance(data, Tensor):
             data = data.data if data.backend is self.backend else data.numpy()
         elif not hasattr(data, "dtype"):
-            data = _read(data, dtype or numpy.float32)
+            data = read(data, dtype or numpy.float32)
         self._data: Array = self.backend.asarray(data, dtype)
-        _check_dtype(self._data.dtype, requires_grad)
+        check_dtype(self._data.dtype, requires_grad)
         self.grad: Tensor | None = None
         self.version = [0]
         self.node = Node(self.shape, leaf=self) if requires_grad else None
@@ -102,7 +104,7 @@ class Tensor(ForeignLibraries, Variable):
                 f"requires_grad: this tensor is the result of {self.node.op}; "
                 "only a leaf can be changed. Use .detach()"
             )
-        _check_dtype(self.dtype, value)
+        check_dtype(self.dtype, value)
         if value != self.requires_grad:  # a second node would be unknown to what was recorded
             self.node = Node(self.shape, leaf=self) if value else None
 
@@ -179,7 +181,7 @@ class Tensor(ForeignLibraries, Variable):
         return value
 
     def _lift_number(self, value: Any, op: str) -> Tensor:
-        array = numpy.asarray(value, self.dtype)
+        array = numpy.asarray(value).astype(self.dtype)
         if self.dtype.kind != "f" and array != value:
             raise TypeError(f"{op}: {value} can't be held as {self.dtype}; use .astype(...) first")
         return self.constant(self.backend.asarray(array))
@@ -238,11 +240,11 @@ class Tensor(ForeignLibraries, Variable):
         return ops.abs(self)
 
     def __pow__(self, exponent: float) -> Tensor:
-        if not isinstance(exponent, int | float):
+        if not isinstance(exponent, Real):
             raise TypeError(
                 "power: the exponent must be a number; write (y * x.log()).exp() for x**y"
             )
-        return ops.power(self, exponent=exponent)
+        return ops.power(self, exponent=python_number(exponent))
 
     def __getitem__(self, index: Any) -> Tensor:
         parts = index if isinstance(index, tuple) else (index,)
@@ -283,12 +285,12 @@ class Tensor(ForeignLibraries, Variable):
         return (centred * centred).mean(axis, keepdims)
 
     def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """Take the largest along `axis`; the gradient of equal largest values is shared evenly."""
+        """Take the largest along `axis`; equal largest values share the gradient evenly."""
         return ops.max(self, axis=axis, keepdims=keepdims)
 
     def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """Take the smallest along `axis`."""
-        return -ops.max(-self, axis=axis, keepdims=keepdims)
+        """Take the smallest along `axis`; equal smallest values share the gradient evenly."""
+        return ops.min(self, axis=axis, keepdims=keepdims)
 
     def logsumexp(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """log(sum(exp(x))) along `axis`, without overflow."""
@@ -347,7 +349,7 @@ class Tensor(ForeignLibraries, Variable):
 
     def clip(self, low: float | None = None, high: float | None = None) -> Tensor:
         """Limit the values to [low, high]; outside, the gradient is 0."""
-        return ops.clip(self, low=low, high=high)
+        return ops.clip(self, low=python_number(low), high=python_number(high))
 
     def astype(self, dtype: Any) -> Tensor:
         """Convert to another dtype; gradients flow between float32 and float64, not to integers."""
@@ -355,32 +357,6 @@ class Tensor(ForeignLibraries, Variable):
         if dtype.kind != "f":
             return self.constant(self._data.astype(dtype))
         return ops.astype(self, dtype=dtype)
-
-
-def _read(data: Any, dtype: Any) -> Any:
-    """Read a number or nested lists of numbers."""
-    try:
-        if data is None:
-            raise TypeError("NumPy would make it NaN")
-        return numpy.asarray(data, dtype)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"Tensor: can't read {type(data).__name__} as numbers ({error}); "
-            "expected an array, a number or nested lists of equal lengths"
-        ) from None
-
-
-def _check_dtype(dtype: Any, requires_grad: bool) -> None:
-    if dtype.kind not in "iub" and dtype.name not in ("float32", "float64"):
-        raise TypeError(
-            f"Tensor: {dtype} is not supported; expected float32 or float64 "
-            "(integers and booleans only as constants)"
-        )
-    if requires_grad and dtype.kind != "f":
-        raise TypeError(
-            f"Tensor: {dtype} can't require a gradient; use float32 or float64, "
-            "for example x.astype(np.float32)"
-        )
 
 
 def unpack(args: tuple[Any, ...]) -> Shape:

@@ -18,6 +18,7 @@ import tinygrad_cnn as tg
 from tinygrad_cnn import data, models, nn, optim, train
 from tinygrad_cnn.autograd import Node
 from tinygrad_cnn.data import rng_at
+from tinygrad_cnn.random import generator
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 on_every_backend = pytest.mark.usefixtures("backend")
@@ -166,7 +167,9 @@ def test_dropout_is_a_function_of_position():
     model, kept, seen = small(), [], []
     model.drop.register_forward_hook(lambda module, args, y: kept.append((args[0], y)))
     model.register_forward_hook(lambda *_: seen.append(tg.randn(7)))  # disturbs the generator
+    own = tg.manual_seed(0)
     train.fit(model, sgd(model), make_loader(seed=5), epochs=2)
+    assert generator() is own  # the user's generator is back in its place
     positions = [(epoch, batch) for epoch in range(2) for batch in range(3)]
     for (epoch, batch), (x, y) in zip(positions, kept, strict=True):
         drawn = rng_at(5, "dropout", epoch, batch).random(x.shape) >= 0.25

@@ -35,7 +35,7 @@ def div(x, y):
     """x / y."""
     return x.backend.map(operator.truediv, x.data, y.data), (
         lambda g: g / y,
-        lambda g: -g * x / (y * y),
+        lambda g: -g * (x / y) / y,
     )
 
 
@@ -104,9 +104,11 @@ def tanh(x):
 
 @op
 def sigmoid(x):
-    """1 / (1 + e**-x), written with tanh so that no exponential overflows."""
-    half_tanh = x.backend.map(lambda a: 0.5 * x.backend.xp.tanh(0.5 * a) + 0.5, x.data)
-    return half_tanh, (lambda g, y: g * (y * (1.0 - y)),)
+    """1 / (1 + e**-x), precise where it is close to 0, and without overflow."""
+    xp = x.backend.xp
+    return x.backend.map(lambda a: xp.exp(-xp.logaddexp(0, -a)), x.data), (
+        lambda g, y: g * (y * (1.0 - y)),
+    )
 
 
 @op
@@ -132,10 +134,10 @@ def leaky_relu(x, *, negative_slope):
 @op(broadcasts=True)
 def where(x, y, *, condition):
     """x where the boolean array `condition` holds, else y."""
-    at = dict(condition=x.backend.asarray(condition))
-    return x.backend.map(x.backend.xp.where, *at.values(), x.data, y.data), (
-        lambda g: where(g, 0.0, **at),
-        lambda g: where(0.0, g, **at),
+    condition = x.backend.asarray(condition)
+    return x.backend.map(x.backend.xp.where, condition, x.data, y.data), (
+        lambda g: where(g, 0.0, condition=condition),
+        lambda g: where(0.0, g, condition=condition),
     )
 
 

@@ -24,13 +24,15 @@ def batch_norm(x, weight, bias, *residual, mean, var, eps, relu, on_statistics):
         on_statistics(mean, var)
 
     def vjp(g, needs):
-        g = relu_grad(g, y=y) if relu else g
         at = dict(mean=mean, var=var, eps=eps, training=training)
         through = _formula if recording.get() else _kernel
         dx_dw_db = through(g, x, weight, **at) if any(needs[:3]) else (None, None, None)
         return (*dx_dw_db, *[g] * n_residual)
 
-    return y, vjp
+    def relu_vjp(g, needs, y):
+        return vjp(relu_grad(g, y=y.data), needs)
+
+    return y, relu_vjp if relu else vjp
 
 
 def _kernel(g, x, weight, **at):

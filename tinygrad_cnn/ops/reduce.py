@@ -37,7 +37,16 @@ def mean(x, *, axis, keepdims):
 @op
 def max(x, *, axis, keepdims):
     """Take the largest along axis; equal largest values share the gradient evenly."""
-    y = x.data.max(axis, keepdims=True)
+    return _extreme(x, x.data.max(axis, keepdims=True), axis, keepdims)
+
+
+@op
+def min(x, *, axis, keepdims):
+    """Take the smallest along axis; equal smallest values share the gradient evenly."""
+    return _extreme(x, x.data.min(axis, keepdims=True), axis, keepdims)
+
+
+def _extreme(x, y, axis, keepdims):
     winners = (x.data == y).astype(x.dtype)
     share, kept = x.constant(winners / winners.sum(axis, keepdims=True)), y.shape
     return dropped(y, axis, keepdims), (lambda g: spread(g, kept=kept, shape=share.shape) * share,)

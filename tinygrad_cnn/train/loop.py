@@ -13,7 +13,7 @@ from ..autograd import no_grad
 from ..data import Loader, rng_at
 from ..models import Classifier
 from ..optim import Optimizer
-from ..random import set_generator
+from ..random import use_generator
 from ..tensor import Tensor
 from .progress import Progress
 
@@ -85,8 +85,8 @@ def fit(
             for batch, (x, targets) in enumerate(loader.epoch(epoch)):
                 if schedule is not None:
                     optimizer.lr = schedule(epoch * len(loader) + batch)
-                set_generator(rng_at(loader.seed, "dropout", epoch, batch))
-                metrics.add(*train_step(model, optimizer, x, targets), targets)
+                with use_generator(rng_at(loader.seed, "dropout", epoch, batch)):
+                    metrics.add(*train_step(model, optimizer, x, targets), targets)
                 progress.update(epoch, batch, metrics)
             held_out = None if validation is None else evaluate(model, validation.epoch(0))
             results.append(EpochResult(epoch, metrics, held_out))
