@@ -6,11 +6,11 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: train test lint bench mutants clean
+.PHONY: train test lint bench coverage mutants clean
 .NOTPARALLEL:
 
 train: .venv/with-test  ## a short training on the built-in shapes, no download
-	$(BIN)/python examples/05_resnet_cifar10.py --images 5000 --epochs 5
+	$(BIN)/python examples/05_resnet_cifar10.py --images 4000 --epochs 5
 
 # Two processes with one BLAS thread each: threads that wait for each other spin, and the tests' matrices
 # are too small to share.
@@ -26,8 +26,16 @@ lint: .venv/with-dev
 bench: .venv/with-peers  ## against PyTorch
 	$(BIN)/python benchmarks/resnet_step.py
 
-mutants: .venv/with-test  ## break the engine on purpose; the tests must notice
-	$(BIN)/python tests/mutants.py
+# Every line and branch of the core, by the tests that are about it.
+CORE := tinygrad_cnn/autograd.py,tinygrad_cnn/tensor.py,tinygrad_cnn/ops/*,backends/base.py,$\
+	backends/geometry.py,backends/numpy_backend.py
+coverage: export OPENBLAS_NUM_THREADS = 1
+coverage: .venv/with-test
+	$(BIN)/python -m coverage run -m pytest --quiet tests/test_*.py -m "not slow"
+	$(BIN)/python -m coverage report --fail-under 100 --include "$(CORE)"
+
+mutants: .venv/with-test  ## break the engine on purpose; make mutants MUTANTS=--all
+	$(BIN)/python tests/mutants.py $(MUTANTS)
 
 clean:
 	rm -rf .venv .coverage .hypothesis .*_cache build dist htmlcov *.egg-info

@@ -58,11 +58,14 @@ def get(name: str | Backend) -> Backend:
     """
     if isinstance(name, Backend):
         return name
+    if not isinstance(name, str):
+        raise TypeError(f"a backend is named by a string, got {name!r}; dtypes: use .astype(...)")
     if name == "auto":
         return get(next(n for n in PREFERENCE if why_not(n) is None))
     if name not in _factories:
         near = NICKNAMES.get(name) or next(iter(get_close_matches(name, _factories)), None)
         hint = f"; did you mean {near!r}?" if near else "."
+        hint = "; for a dtype use .astype(...)." if name.startswith(("float", "int")) else hint
         raise ValueError(f"no backend {name!r}{hint} There are: {', '.join(sorted(_factories))}")
     if name not in _made:
         _made[name] = _factories[name]()
@@ -85,7 +88,12 @@ def available() -> dict[str, BackendUnavailable | None]:
 
 def default() -> Backend:
     """Give the backend named by TINYGRAD_CNN_BACKEND, or the best that can run here."""
-    return get(os.environ.get(VARIABLE) or "auto")
+    name = os.environ.get(VARIABLE) or "auto"
+    try:
+        return get(name)
+    except (ValueError, BackendUnavailable) as error:
+        error.add_note(f"(the environment variable {VARIABLE} is {name!r})")
+        raise
 
 
 # ---- the backend on which new tensors are made ----

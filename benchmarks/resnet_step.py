@@ -24,6 +24,7 @@ from rich.progress import track
 
 import tinygrad_cnn as tg
 from tinygrad_cnn import data, models, optim, train
+from tinygrad_cnn.cli import run
 
 BLOCK, PAUSE = 10, 0.02
 Step = Callable[[Any, Any], float]
@@ -115,4 +116,4 @@ def report(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -5,7 +5,7 @@
 
 Every class has one weight per pixel, so its weights are a picture: a template. A template fails on
 the shapes, which may lie anywhere (10 % is chance), and sees something in CIFAR-10, whose skies are
-blue. Before training both losses must be what chance gives: ln 10 = 2.302, and 9 for the SVM.
+blue. Before training both losses must be what chance gives: ln 10 = 2.303, and 9 for the SVM.
 """
 
 from pathlib import Path
@@ -15,6 +15,7 @@ import typer
 
 import tinygrad_cnn as tg
 from tinygrad_cnn import data, models, optim, train
+from tinygrad_cnn.cli import run
 
 
 def main(
@@ -37,4 +38,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -17,6 +17,7 @@ from rich.progress import track
 import tinygrad_cnn as tg
 from tinygrad_cnn import data
 from tinygrad_cnn import functional as F
+from tinygrad_cnn.cli import run
 
 
 def main(
@@ -58,4 +59,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -14,6 +14,7 @@ import typer
 
 import tinygrad_cnn as tg
 from tinygrad_cnn import data, models, optim, train
+from tinygrad_cnn.cli import run
 
 
 def main(
@@ -29,11 +30,11 @@ def main(
 
     for name in "mlp", "convnet":
         model = models.build(name, rng=tg.manual_seed(seed))
-        print(f"\n{model}\n{sum(p.size for p in model.parameters()):,} parameters")
+        print(f"\n{model}\n{model.num_parameters():,} parameters")
         optimizer = optim.Adam(model.parameters())
         schedule = optim.cosine(2e-3, epochs * len(loader))
         train.fit(model, optimizer, loader, epochs=epochs, schedule=schedule, validation=held_out)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -16,6 +16,7 @@ import typer
 import tinygrad_cnn as tg
 from tinygrad_cnn import data, nn, optim, train
 from tinygrad_cnn import functional as F
+from tinygrad_cnn.cli import run
 from tinygrad_cnn.models import Classifier
 
 
@@ -70,4 +71,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

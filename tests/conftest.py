@@ -34,7 +34,7 @@ def real_cifar10(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathF
     if folder := os.environ.get("TINYGRAD_CNN_DATA"):
         return Path(folder)
     if not (SHARED / "unpack.py").is_file():
-        pytest.skip("no CIFAR-10: TINYGRAD_CNN_DATA is not set and ../shared/cifar10 is not there")
+        pytest.skip("no CIFAR-10: TINYGRAD_CNN_DATA does not name its folder")
     pytest.importorskip("PIL", reason="unpacking CIFAR-10 needs pillow")
     cache = getattr(pytestconfig, "cache", None)  # absent with -p no:cacheprovider
     home = cache.mkdir("cifar10") if cache else tmp_path_factory.mktemp("cifar10")

@@ -77,9 +77,11 @@ def _broken(monkeypatch):
 def test_backends_are_listed_with_reasons(run):
     status, out, err = run("backends")
     assert (status, err) == (0, "")
-    assert re.search(r"^\* numpy +ready$", out, re.MULTILINE)
-    assert re.search(r"^  broken +.*it has no legs; try: a chair$", out, re.MULTILINE)
-    assert [line[2:].split()[0] for line in out.splitlines()] == sorted(tg.available_backends())
+    assert re.search(r"^numpy +ready$", out, re.MULTILINE)
+    assert re.search(r"^broken +it has no legs; try: a chair$", out, re.MULTILINE)
+    *listed, _, last = out.splitlines()
+    assert [line.split()[0] for line in listed] == sorted(tg.available_backends())
+    assert last == "new tensors are made on numpy"
 
 
 def test_each_convolution_is_explained(run):
@@ -97,7 +99,7 @@ def test_each_convolution_is_explained(run):
 
 MISTAKES = {
     "model": (["backends", "--explain", "resnet21"], "no model 'resnet21'; did you mean 'resnet"),
-    "backend": (["backends", "--backend", "cuda"], "no backend 'cuda'; did you mean 'cupy'?"),
+    "backend": (["selftest", "--backend", "cuda"], "no backend 'cuda'; did you mean 'cupy'?"),
     "selftest": (["selftest", "--backend", "nunpy"], "no backend 'nunpy'; did you mean 'numpy'?"),
     "unavailable": (["selftest", "--backend", "broken"], "can't run here: it has no legs"),
 }
@@ -115,8 +117,10 @@ def test_an_error_is_one_line(run, args, message):
 
 def test_a_wrong_variable_is_one_line():
     result = start("backends", TINYGRAD_CNN_BACKEND="nunpy")
-    assert (result.returncode, result.stdout) == (1, "")
+    assert result.returncode == 1
+    assert re.search(r"^numpy +ready$", result.stdout, re.MULTILINE)  # the list helps all the same
     assert result.stderr.startswith("tinygrad-cnn: no backend 'nunpy'; did you mean 'numpy'?")
+    assert result.stderr.endswith("(the environment variable TINYGRAD_CNN_BACKEND is 'nunpy')\n")
     assert result.stderr.count("\n") == 1
 
 

@@ -221,7 +221,17 @@ TYPE_ERRORS = {
     "conv2d got float32 and float64; convert one with .astype(...)": (
         lambda: F.conv2d(ones(1, 1, 3, 3), DOUBLE)
     ),
-    "conv2d got uint8 and float64; convert one with .astype(...)": lambda: F.conv2d(BYTES, DOUBLE),
+    "conv2d: got uint8; expected a Tensor of float32 or float64": lambda: F.conv2d(BYTES, BYTES),
+    "max_pool2d: got uint8; expected a Tensor of float32 or float64": (
+        lambda: F.max_pool2d(BYTES, 2)
+    ),
+    "avg_pool2d: got ndarray; expected a Tensor of float32 or float64": (
+        lambda: F.avg_pool2d(BYTES.numpy(), 2)
+    ),
+    "add: 300 can't be held as uint8; use .astype(...) first": lambda: BYTES + 300,
+    "a backend is named by a string, got <class 'numpy.float32'>; dtypes: use .astype(...)": (
+        lambda: ROWS.to(np.float32)
+    ),
     "Tensor: uint8 can't require a gradient; use float32 or float64, for example "
     "x.astype(np.float32)": lambda: tg.tensor(BYTES.numpy(), requires_grad=True),
     "Tensor: float16 is not supported; expected float32 or float64 (integers and booleans only as "
@@ -283,6 +293,11 @@ def test_groups_that_do_not_divide(groups, x, w):
     refuses(conv(x, w, groups=groups), ValueError, message)
 
 
+CLASS_NUMBERS = (
+    "expected integer class numbers (tg.tensor makes float32 of lists: pass the list itself)"
+)
+
+
 @pytest.mark.parametrize("loss", [F.cross_entropy, F.hinge_loss])
 @pytest.mark.parametrize(
     ("targets", "error", "message"),
@@ -295,8 +310,8 @@ def test_groups_that_do_not_divide(groups, x, w):
             ValueError,
             "got scores (3, 10) and targets (3, 10); expected (N, K) and (N,)",
         ),
-        (ones(3), TypeError, "targets are float32; expected integer class numbers"),
-        ([True] * 3, TypeError, "targets are bool; expected integer class numbers"),
+        (ones(3), TypeError, f"targets are float32; {CLASS_NUMBERS}"),
+        ([True] * 3, TypeError, f"targets are bool; {CLASS_NUMBERS}"),
     ],
 )
 def test_targets(loss, targets, error, message):
@@ -311,9 +326,9 @@ def test_other_mistakes_with_losses(loss):
     call = lambda: loss(ROWS, [0, 9, 2], reduction="average")  # noqa: E731
     refuses(call, ValueError, f"{loss.__name__}: {message}")
     assert loss(ROWS[:0], [], reduction="sum").item() == 0  # no targets, so no wrong ones
-    wanted = "expected a float32 or float64 Tensor (N, K)"
+    wanted = "expected a Tensor of float32 or float64"
     for scores, came in (np.zeros((1, 2)), "ndarray"), (ROWS.astype("int64"), "int64"):
-        message = f"{loss.__name__}: scores are {came}; {wanted}"
+        message = f"{loss.__name__}: got {came}; {wanted}"
         refuses(lambda s=scores: loss(s, [0]), TypeError, message)
 
 

@@ -19,7 +19,7 @@ from .backends import available as available_backends
 from .backends import register as register_backend
 from .creation import full, ones, randn, tensor, zeros
 from .functional import concatenate, pad, stack, unfused, where
-from .gradcheck import gradcheck
+from .gradcheck import GradcheckError, gradcheck
 from .ops.elementwise import relu_rule
 from .random import manual_seed
 from .tensor import BackendMismatch, Tensor, grad
@@ -27,10 +27,11 @@ from .tensor import BackendMismatch, Tensor, grad
 __version__ = "0.1.0"
 
 __all__ = [
-    "BackendMismatch", "BackendUnavailable", "GraphFreed", "SavedTensorChanged", "Tensor",
-    "available_backends", "concatenate", "forward_hook", "full", "functional", "grad", "gradcheck",
-    "manual_seed", "no_grad", "ones", "op", "pad", "randn", "register_backend", "relu_rule",
-    "set_backend", "stack", "tensor", "unfused", "use_backend", "where", "zeros",
+    "BackendMismatch", "BackendUnavailable", "GradcheckError", "GraphFreed",
+    "SavedTensorChanged", "Tensor", "available_backends", "concatenate", "forward_hook", "full",
+    "functional", "grad", "gradcheck", "manual_seed", "no_grad", "ones", "op", "pad", "randn",
+    "register_backend", "relu_rule", "set_backend", "stack", "tensor", "unfused", "use_backend",
+    "where", "zeros",
 ]  # fmt: skip
 
 _LAZY = ("data", "models", "nn", "optim", "testing", "train")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -30,12 +32,16 @@ def options(
     """Read the options that stand before the command."""
 
 
+def _chosen(backend: str | None) -> tg.backends.Backend:
+    return tg.backends.get(backend) if backend else tg.backends.current()
+
+
 @app.command()
 def selftest(backend: BackendOption = None) -> None:
     """Check every op on this machine: gradients, adjoints, dtypes, memory layout."""
     from .selftest import run
 
-    chosen = tg.backends.get(backend) if backend else tg.tensor(0.0).backend
+    chosen = _chosen(backend)
     print(f"backend {chosen.name}")
     failed = 0
     for result in run(chosen.name):
@@ -50,8 +56,7 @@ def selftest(backend: BackendOption = None) -> None:
 def list_models() -> None:
     """List the networks and how many parameters each has."""
     for name in models.names():
-        count = sum(p.size for p in models.build(name).parameters())
-        print(f"{name:12} {count:>12,} parameters")
+        print(f"{name:12} {models.build(name).num_parameters():>12,} parameters")
 
 
 @app.command("backends")
@@ -62,13 +67,12 @@ def list_backends(
     backend: BackendOption = None,
 ) -> None:
     """List the backends, and why one can't run here."""
-    chosen = tg.backends.get(backend) if backend else tg.tensor(0.0).backend
     if explain:
-        _explain(explain, chosen)
+        _explain(explain, _chosen(backend))
         return
     for name, reason in tg.available_backends().items():
-        mark = "*" if name == chosen.name else " "
-        print(f"{mark} {name:8} {reason or 'ready'}")
+        print(f"{name:8} {f'{reason.reason}; try: {reason.remedy}' if reason else 'ready'}")
+    print(f"\nnew tensors are made on {_chosen(backend).name}")
 
 
 def _explain(model_name: str, backend: tg.backends.Backend) -> None:
@@ -90,11 +94,22 @@ def _explain(model_name: str, backend: tg.backends.Backend) -> None:
 
 
 def main() -> None:
-    """Run the command line; an error is one line on stderr, with --debug a traceback."""
+    """Run the command line."""
+    run(app)
+
+
+def run(command: Callable[..., Any]) -> None:
+    """Run a typer app or function; an error is one line on stderr, with --debug a traceback."""
+    if not isinstance(command, typer.Typer):
+        program = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+        program.command()(command)
+        command = program
     try:
-        app()
+        command()
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         if "--debug" in sys.argv:
             raise
-        print(f"tinygrad-cnn: {error}", file=sys.stderr)
+        notes = " ".join(getattr(error, "__notes__", ()))
+        name = Path(sys.argv[0]).stem.replace("__main__", "tinygrad-cnn")
+        print(f"{name}: {error} {notes}".rstrip(), file=sys.stderr)
         sys.exit(1)

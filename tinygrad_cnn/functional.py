@@ -7,8 +7,7 @@ wrong is checked here; below this file, shapes fit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -31,11 +30,16 @@ __all__ = [
 _unfused: ContextVar[bool] = ContextVar("unfused", default=False)
 
 
-@contextmanager
-def unfused() -> Iterator[None]:
-    """Run fused ops as compositions inside a `with` block, so that hooks see each part."""
-    with setting(_unfused, True):
-        yield
+def unfused() -> Any:
+    """Run a fused batch norm as norm, add and relu inside a `with` block: hooks see each part."""
+    return setting(_unfused, True)
+
+
+def _check_float(x: Any, *, op: str) -> None:
+    """Demand a Tensor of real numbers."""
+    came = x.dtype if isinstance(x, Tensor) else type(x).__name__
+    if not isinstance(x, Tensor) or x.dtype.kind != "f":
+        raise TypeError(f"{op}: got {came}; expected a Tensor of float32 or float64")
 
 
 # ---- layers ----
@@ -67,6 +71,7 @@ def conv2d(
     H' = floor((H + pads - dilation * (kh - 1) - 1) / stride) + 1. Padding is a number, a pair,
     "same" (stride 1 only) or "valid". CS231n, "Convolutional Networks".
     """
+    _check_float(x, op="conv2d")
     at = geometry.conv2d_settings(
         x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups
     )
@@ -89,8 +94,9 @@ def max_pool2d(
     """Take the largest pixel of each window: (N, C, H, W) -> (N, C, H', W').
 
     stride=None is kernel_size. Padding, at most half a kernel, never wins. Of equal pixels the
-    first gets the gradient.
+    first gets the gradient (of a window of nothing but -inf, perhaps none).
     """
+    _check_float(x, op="max_pool2d")
     at = geometry.pool2d_settings(x.shape, kernel_size, stride, padding, op="max_pool2d")
     return pool.max_pool2d(x, **at)
 
@@ -102,6 +108,7 @@ def avg_pool2d(
     padding: int | Sequence[int] = 0,
 ) -> Tensor:
     """Average each window, zeros of the padding included: (N, C, H, W) -> (N, C, H', W')."""
+    _check_float(x, op="avg_pool2d")
     at = geometry.pool2d_settings(x.shape, kernel_size, stride, padding, op="avg_pool2d")
     return pool.avg_pool2d(x, **at)
 
@@ -143,19 +150,20 @@ def batch_norm(
         for running, new in (running_mean, mean), (running_var, var * (count / (count - 1))):
             running.data = ((1 - momentum) * running.data + momentum * new).astype(running.dtype)
 
-    statistics = (None, None) if training else (running_mean.data, running_var.data)
+    mean, var = (None, None) if training else (running_mean.data, running_var.data)
     return norm.batch_norm(
         x, weight, bias, *([] if residual is None else [residual]),
-        mean=statistics[0], var=statistics[1], eps=eps, relu=relu, on_statistics=update,
+        mean=mean, var=var, eps=eps, relu=relu, on_statistics=update,
     )  # fmt: skip
 
 
 def _check_batch_norm(
     x: Tensor, per_channel: dict[str, Tensor], residual: Tensor | None, *, training: bool
 ) -> None:
+    _check_float(x, op="batch_norm")
     geometry.check_images(x.shape, op="batch_norm")
     for name, t in per_channel.items():
-        if t.shape != (x.shape[1],):
+        if x.lift(t, op="batch_norm").shape != (x.shape[1],):
             raise ValueError(
                 f"batch_norm: x {x.shape} has {x.shape[1]} channels, but {name} is {t.shape}"
             )
@@ -186,6 +194,7 @@ def local_response_norm(
     Krizhevsky et al., NIPS 2012, section 3.3; their alpha is not divided by size, PyTorch's and
     ours is: AlexNet has size 5, alpha 5e-4, beta 0.75, k 2.
     """
+    _check_float(x, op="local_response_norm")
     geometry.check_images(x.shape, op="local_response_norm")
     if size < 1:
         raise ValueError(f"local_response_norm: size is {size}; expected at least 1 channel")
@@ -284,16 +293,17 @@ def _reduced(losses: Tensor, reduction: str, *, op: str) -> Tensor:
 
 def _class_numbers(scores: Tensor, targets: Any, *, op: str) -> Any:
     """Check targets against scores (N, K) and give them as an integer array of the backend."""
-    if not isinstance(scores, Tensor) or scores.dtype.kind != "f":
-        came = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-        raise TypeError(f"{op}: scores are {came}; expected a float32 or float64 Tensor (N, K)")
+    _check_float(scores, op=op)
     values = targets.numpy() if isinstance(targets, Tensor) else numpy.asarray(targets)
     if scores.ndim != 2 or values.shape != scores.shape[:1]:
         raise ValueError(
             f"{op}: got scores {scores.shape} and targets {values.shape}; expected (N, K) and (N,)"
         )
     if values.dtype.kind not in "iu" and values.size:
-        raise TypeError(f"{op}: targets are {values.dtype}; expected integer class numbers")
+        raise TypeError(
+            f"{op}: targets are {values.dtype}; expected integer class numbers "
+            "(tg.tensor makes float32 of lists: pass the list itself)"
+        )
     if values.size and not 0 <= values.min() <= values.max() < scores.shape[1]:
         raise ValueError(
             f"{op}: targets run from {values.min()} to {values.max()}; "
@@ -338,6 +348,8 @@ def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     if len(shapes) != 1:
         raise ValueError(f"stack: got shapes {sorted(shapes)}; expected one or more, all equal")
     (old,) = shapes
+    if not -len(old) - 1 <= axis <= len(old):
+        raise ValueError(f"stack: axis is {axis}; expected {-len(old) - 1} to {len(old)}")
     at = axis % (len(old) + 1)
     return concatenate([t.reshape(*old[:at], 1, *old[at:]) for t in tensors], at)
 

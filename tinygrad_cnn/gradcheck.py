@@ -10,6 +10,7 @@ True
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy
@@ -50,25 +51,27 @@ def gradcheck(
         raise TypeError(
             "gradcheck: got float32 inputs, too coarse to check; use .astype('float64')"
         )
-    weights = [_random_like(y, rng) for y in _several(fn(*inputs))]
-    for i, x in enumerate(inputs):
-        if x.requires_grad and x.size:
-            for k in range(directions):
-                v = _random_like(x, rng)
-                _check_direction(fn, inputs, weights, i, v, f"{k}", order, rtol, step)
-    if order == 1:
-        return True
-    again = [Tensor(w.data, requires_grad=True, backend=w.backend) for w in weights]
-    return gradcheck(
-        _gradient_of(fn, len(inputs)), [*inputs, *again], order - 1,
-        rtol=rtol, step=step, directions=directions, rng=rng,
-    )  # fmt: skip
+    inputs, names = list(inputs), [f"input {i}" for i in range(len(inputs))]
+    for level in range(1, order + 1):
+        weights = [_random_like(y, rng) for y in _several(fn(*inputs))]
+        for i, k in product(range(len(inputs)), range(directions)):
+            if inputs[i].requires_grad and inputs[i].size:
+                v = _random_like(inputs[i], rng)
+                expected = _finite_difference(fn, inputs, weights, i, v, step)
+                what = f"gradcheck of order {level}: {names[i]} of shape {v.shape}, direction {k}"
+                for recorded in {False, level < order}:  # a kernel may serve one, a formula another
+                    g = _gradients(fn(*inputs), [inputs[i]], weights, create_graph=recorded)[0]
+                    _compare(expected, g, v, what, recorded=recorded, rtol=rtol)
+        fn = _gradient_of(fn, len(inputs))
+        inputs += [Tensor(w.data, requires_grad=True, backend=w.backend) for w in weights]
+        names += [f"weight {i} of the gradients of order {level}" for i in range(len(weights))]
+    return True
 
 
-def _check_direction(
-    fn: Function, inputs: Sequence[Tensor], weights: list[Tensor], i: int, v: Tensor, name: str,
-    order: int, rtol: float, step: float,
-) -> None:  # fmt: skip
+def _finite_difference(
+    fn: Function, inputs: Sequence[Tensor], weights: list[Tensor], i: int, v: Tensor, step: float
+) -> float:
+    """Estimate the derivative of the projected fn along v in input i by five points."""
     x = inputs[i]
 
     def along(t: float) -> float:
@@ -76,17 +79,19 @@ def _check_direction(
         return _project(fn(*inputs[:i], moved, *inputs[i + 1 :]), weights)
 
     near, far = along(step) - along(-step), along(2 * step) - along(-2 * step)
-    expected = (8 * near - far) / (12 * step)
-    for recorded in {False, order > 1}:  # a kernel may serve the one, a formula the other
-        g = _gradients(fn(*inputs), [x], weights, create_graph=recorded)[0]
-        received = _project(g, [v])
-        size = abs(expected) + _project(abs(g), [abs(v)])  # else cancellation hides in a small sum
-        if not abs(expected - received) <= rtol * size + 1e-11:
-            raise GradcheckError(
-                f"gradcheck: input {i} of shape {x.shape}, direction {name}: expected "
-                f"{expected:.10g} (finite differences), received {received:.10g} "
-                f"({'recorded ' if recorded else ''}backward)"
-            )
+    return (8 * near - far) / (12 * step)
+
+
+def _compare(
+    expected: float, g: Tensor, v: Tensor, what: str, *, recorded: bool, rtol: float
+) -> None:
+    received = _project(g, [v])
+    size = abs(expected) + _project(abs(g), [abs(v)])  # cancellation must not hide in a small sum
+    if not abs(expected - received) <= rtol * size + 1e-11:
+        raise GradcheckError(
+            f"{what}: expected {expected:.10g} (finite differences), received {received:.10g} "
+            f"({'recorded ' if recorded else ''}backward)"
+        )
 
 
 def _gradient_of(fn: Function, n_inputs: int) -> Function:

@@ -13,7 +13,7 @@ import pytest
 
 import tinygrad_cnn as tg
 from tinygrad_cnn import models
-from tinygrad_cnn.models.resnet import build_resnet, count, shortcut_a
+from tinygrad_cnn.models.resnet import build_resnet, shortcut_a
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -109,7 +109,7 @@ PARAMETERS = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962
 @pytest.mark.parametrize("depth", PARAMETERS)
 def test_resnet_parameters(depth, residual):
     """Option A's shortcuts have none, so the plain nets have as many."""
-    assert count(build_resnet(depth=depth, residual=residual)) == PARAMETERS[depth]
+    assert build_resnet(depth=depth, residual=residual).num_parameters() == PARAMETERS[depth]
 
 
 # softmax: 3072 * 10 + 10; mlp and convnet: by hand from their widths.
@@ -118,7 +118,7 @@ OTHERS = {"softmax": 30_730, "svm": 30_730, "mlp": 820_874, "convnet": 33_834, "
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_parameters(name):
-    assert count(build(name)) == OTHERS[name]
+    assert build(name).num_parameters() == OTHERS[name]
 
 
 @pytest.mark.parametrize("depth", [8, 20, 56])

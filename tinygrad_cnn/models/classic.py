@@ -65,7 +65,7 @@ class MLP(Classifier):
 class ConvNet(Classifier):
     """CS231n's pattern [conv - relu - pool] three times, then a linear classifier.
 
-    >>> sum(p.size for p in ConvNet().parameters())
+    >>> ConvNet().num_parameters()
     33834
     """
 
@@ -95,7 +95,7 @@ class ConvNet(Classifier):
 class LeNet5(Classifier):
     """LeCun et al., Proc. IEEE 1998, figure 2, with max pooling and ReLU as it is taught today.
 
-    >>> sum(p.size for p in LeNet5().parameters())
+    >>> LeNet5().num_parameters()
     61706
     """
 

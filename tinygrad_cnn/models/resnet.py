@@ -1,8 +1,8 @@
 """Residual networks for CIFAR-10 and their plain twins. He et al., arXiv 1512.03385, section 4.2.
 
->>> [count(build_resnet(depth=d)) for d in (20, 32, 44, 56, 110)]
+>>> [build_resnet(depth=d).num_parameters() for d in (20, 32, 44, 56, 110)]
 [269722, 464154, 658586, 853018, 1727962]
->>> count(build_resnet(depth=20, residual=False))  # option A's shortcuts have no parameters
+>>> build_resnet(depth=20, residual=False).num_parameters()  # shortcuts have none
 269722
 """
 
@@ -93,11 +93,6 @@ def build_resnet(
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"resnet: depth is {depth}; expected 6n + 2: 8, 14, 20, 26, 32, ...")
     return CifarResNet((depth - 2) // 6, classes, residual=residual, rng=rng)
-
-
-def count(model: nn.Module) -> int:
-    """Count the parameters."""
-    return sum(p.size for p in model.parameters())
 
 
 for _depth in (8, 20, 32, 44, 56, 110, 1202):

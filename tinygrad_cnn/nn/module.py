@@ -80,6 +80,10 @@ class Module:
         """List the trained tensors."""
         return [p for _, p in self.named_parameters()]
 
+    def num_parameters(self) -> int:
+        """Count the trained numbers."""
+        return sum(p.size for p in self.parameters())
+
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors that belong to the state but aren't trained."""
         return ((n, t) for n, t in self._named_tensors() if not isinstance(t, Parameter))
@@ -132,7 +136,7 @@ class Module:
         problems = [] if not strict else [f"{n} is missing" for n in own if n not in state]
         problems += [] if not strict else [f"{n} is unknown" for n in state if n not in own]
         for name in own.keys() & state.keys():
-            got = tuple(state[name].shape)
+            got = numpy.shape(state[name])
             if got != own[name].shape:
                 problems.append(f"{name} is {got}, expected {own[name].shape}")
         if problems:
