@@ -1,12 +1,13 @@
-"""A residual network, trained from scratch. He et al., arXiv 1512.03385, section 4.2.
+r"""A residual network, trained from scratch. He et al., arXiv 1512.03385, section 4.2.
 
-    python examples/05_resnet_cifar10.py                                          # on shapes
-    python examples/05_resnet_cifar10.py --data-dir DIR --images 25600 --epochs 1  # 200 steps
-    python examples/05_resnet_cifar10.py --data-dir DIR --images 50000 --epochs 30
+    python examples/05_resnet_cifar10.py                                   # a glance, on shapes
+    python examples/05_resnet_cifar10.py --images 4000 --epochs 5          # as `make train`
+    python examples/05_resnet_cifar10.py --data-dir DIR --images 50000 --epochs 30 \
+        --batch-size 128 --learning-rate 0.1                               # on CIFAR-10
 
-Network, initial weights, pad-crop-flip, batch size, momentum 0.9 and weight decay 1e-4 are the
-paper's. Made for short runs are Nesterov's momentum and the learning rate, which warms up and falls
-as a cosine; the paper trains for 64,000 steps and divides 0.1 by 10 twice.
+Network, initial weights, pad-crop-flip, momentum 0.9 and weight decay 1e-4 are the paper's. Made
+for short runs are the small batch, Nesterov's momentum and a learning rate that warms up and falls
+as a cosine; the paper trains for 64,000 steps of 128 images and divides 0.1 by 10 twice.
 """
 
 from pathlib import Path
@@ -24,8 +25,8 @@ def main(
     model: str = "resnet20",
     images: int = 1600,
     epochs: int = 2,
-    batch_size: int = 128,
-    learning_rate: float = 0.1,
+    batch_size: int = 32,
+    learning_rate: float = 0.05,
     backend: str | None = None,
     seed: int = 0,
 ) -> None:

@@ -86,5 +86,5 @@ def test_it_runs_on_real_images(path, real_cifar10):
 def test_the_last_one_prints_the_accuracy():
     out = run(EXAMPLES[-1], "--images", "300", "--epochs", "1", "--model", "resnet8")
     assert EXAMPLES[-1].stem == "05_resnet_cifar10"
-    assert "resnet8: 75,290 parameters, 3 steps" in out
+    assert "resnet8: 75,290 parameters, 10 steps" in out
     assert re.search(r"^accuracy on 60 held-out images: \d+\.\d%$", out, re.MULTILINE)
