@@ -1,0 +1,78 @@
+"""Kernels: functions that Numba compiles for this CPU when they are first called, once a machine.
+
+    @kernel("void(T[::1], T[::1], intp)")
+    def relu(x, y, parts): ...
+
+A kernel takes flat contiguous arrays and numbers, and its signature says so. Left to itself, Numba
+compiles anew for every layout or read-only flag that it meets, in mid-training, a second each. `T`
+stands for float32 or float64: one body, two compiled versions, each made when it is first needed
+and picked by the dtype of the first argument. `cache.py` keeps the machine code on disk.
+
+Modules with kernels import Numba at their top (for `prange`), so they are imported where they are
+used; this module isn't heavy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import update_wrapper
+from typing import Any
+
+from . import threads
+
+FLOATS = ("float32", "float64")
+
+_kernels: list[Kernel] = []
+
+
+class Kernel:
+    """A function with the signatures that it is compiled for."""
+
+    def __init__(
+        self, body: Callable[..., None], signature: str, dtypes: tuple[str, ...], options: Any
+    ) -> None:
+        update_wrapper(self, body)
+        self.name = body.__name__
+        self.body, self.signature, self.dtypes, self.options = body, signature, dtypes, options
+        self._compiled: dict[str, Callable[..., None]] = {}
+        _kernels.append(self)
+
+    def __call__(self, first: Any, *args: Any) -> None:
+        """Run the version for the dtype of the first array."""
+        version = first.dtype.name if self.dtypes else ""
+        run = self._compiled.get(version) or self.compile(version)
+        with threads.exclusive():
+            run(first, *args)
+
+    def compile(self, dtype: str = "") -> Callable[..., None]:
+        """Compile the version for a dtype, or load it from the disk cache."""
+        from .cache import compiled
+
+        if self.dtypes and dtype not in self.dtypes:
+            wanted = " or ".join(self.dtypes)
+            raise TypeError(f"kernel {self.name}: got {dtype} as its first array, not {wanted}")
+        signature = re.sub(r"\bT\b", dtype, self.signature)
+        with threads.exclusive():
+            threads.start()
+            self._compiled[dtype] = compiled(self.body, signature, **self.options)
+        return self._compiled[dtype]
+
+
+def kernel(
+    signature: str, *, dtypes: tuple[str, ...] = FLOATS, **options: Any
+) -> Callable[[Callable[..., None]], Kernel]:
+    """Make a kernel of a function: `T` in the signature stands for each of `dtypes`.
+
+    `options` are numba.njit's. By default loops over `prange` run in parallel and nothing is
+    reordered: sums are the same for any number of threads, and a NaN stays one (no fastmath).
+    """
+    options = dict(parallel=True, error_model="numpy") | options
+    named = dtypes if re.search(r"\bT\b", signature) else ()
+    return lambda body: Kernel(body, signature, named, options)
+
+
+def versions() -> Iterator[tuple[Kernel, str]]:
+    """Yield every kernel of the modules imported so far with each dtype it is compiled for."""
+    for each in _kernels:
+        yield from ((each, dtype) for dtype in each.dtypes or ("",))
