@@ -133,7 +133,7 @@ class Backend:
 
     def relu_grad(self, g: Array, y: Array) -> Array:
         """Pass g where y = relu(x) is positive; at 0 the subgradient is 0."""
-        return self.map(lambda g, y: g * (y > 0), g, y)
+        return self.map(lambda g, y: self.xp.where(y > 0, g, 0), g, y)
 
     def erf(self, x: Array) -> Array:
         """Compute the error function, element by element on the host: right, not fast."""
@@ -310,21 +310,24 @@ class Backend:
         return (self.relu(y) if relu else y), mean, var
 
     def batch_norm_grad(
-        self, g: Array, x: Array, weight: Array, mean: Array, var: Array, *,
-        eps: float, training: bool,
-    ) -> tuple[Array, Array, Array]:  # fmt: skip
-        """Give the normalisation's gradients (no residual, no relu): dx, dweight, dbias."""
-        inv_std = 1 / self.xp.sqrt(var + eps)
-        x_hat = self._per_channel(self.xp.subtract, x, mean)
-        x_hat = self._per_channel(self.xp.multiply, x_hat, inv_std)
+        self, g: Array, x: Array, weight: Array, bias: Array, *, mean: Array, var: Array,
+        y: Array = None, eps: float, training: bool, residual: bool = False,
+    ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
+        """Give batch_norm's gradients: dx, dweight, dbias and, if it had one, the residual's.
+
+        y is its output if relu was applied. (With x and bias a kernel can do without reading it.)
+        """
+        xp, per_channel = self.xp, self._per_channel
+        dx = g = g if y is None else self.relu_grad(g, y)
+        inv_std = 1 / xp.sqrt(var + eps)
+        x_hat = per_channel(xp.multiply, per_channel(xp.subtract, x, mean), inv_std)
         pixels = g.size // max(g.shape[1], 1)
         mean_g, mean_gx = self._channel_mean(g), self._channel_mean(g * x_hat)
-        dx = g
         if training:  # mean and var depend on x too: remove g's components along 1 and x_hat
-            dx = self._per_channel(self.xp.subtract, g, mean_g)
-            dx = dx - self._per_channel(self.xp.multiply, x_hat, mean_gx)
-        dx = self._per_channel(self.xp.multiply, dx, weight * inv_std)
-        return dx, (mean_gx * pixels).astype(x.dtype), (mean_g * pixels).astype(x.dtype)
+            dx = per_channel(xp.subtract, g, mean_g) - per_channel(xp.multiply, x_hat, mean_gx)
+        dx = per_channel(xp.multiply, dx, weight * inv_std)
+        dweight, dbias = ((m * pixels).astype(x.dtype) for m in (mean_gx, mean_g))
+        return dx, dweight, dbias, g if residual else None
 
     def _channel_mean(self, x: Array) -> Array:
         """Average x (N, C, H, W) over all but C, in float64; 0 for an empty batch."""

@@ -1,20 +1,91 @@
 """The CPU backend: kernels compiled by Numba, the rest inherited from the reference.
 
-No kernel is here yet: every body is the reference's, so this backend is right before it is fast.
+`PATHS` is the table of what runs when. Each module begins with its idea; `compiler.py` tells how a
+kernel is written.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, wraps
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 from ..base import BackendUnavailable
+from ..geometry import Shape
 from ..numpy_backend import NumpyBackend
+
+Shapes = tuple[Shape, ...]
+
+
+class Path(NamedTuple):
+    """A way to compute a kernel: its name, the module that has it, and when it can be used."""
+
+    name: str
+    module: str
+    serves: Callable[..., bool]
+
+
+def _always(shapes: Shapes, **settings: Any) -> bool:
+    return True
+
+
+def _same_images(shapes: Shapes, **settings: Any) -> bool:
+    return len(shapes[0]) == 4 and all(shape == shapes[0] for shape in shapes)
+
+
+# For each kernel the paths, best first; where none serves, the reference does.
+PATHS: dict[str, tuple[Path, ...]] = {
+    "add": (Path("compiled", "pointwise", _same_images),),
+    "relu": (Path("compiled", "pointwise", _same_images),),
+    "relu_grad": (Path("compiled", "pointwise", _same_images),),
+    "batch_norm": (Path("compiled", "norm", _always),),
+    "batch_norm_grad": (Path("compiled", "norm", _always),),
+}
+FLOATS = ("float32", "float64")
 
 
 class NumbaBackend(NumpyBackend):
     """Run on NumPy arrays, with compiled kernels where they are faster."""
 
     name = "numba"
+
+    def choose(self, kernel: str, *, shapes: Shapes, dtype: Any, **settings: Any) -> str:
+        """Name the path that serves a kernel: a pure function of geometry and dtype."""
+        path = _best(kernel, shapes, dtype, settings)
+        return path.name if path else "reference"
+
+
+def _best(kernel: str, shapes: Shapes, dtype: Any, settings: dict[str, Any]) -> Path | None:
+    if str(dtype) not in FLOATS or any(0 in shape for shape in shapes):
+        return None
+    return next((p for p in PATHS.get(kernel, ()) if p.serves(shapes, **settings)), None)
+
+
+def _method(kernel: str) -> Callable[..., Any]:
+    """Make the method that runs a kernel on its best path."""
+    reference = getattr(NumpyBackend, kernel)
+
+    @wraps(reference)
+    def run(self: NumbaBackend, *arrays: Any, **settings: Any) -> Any:
+        shapes = tuple(a.shape for a in arrays if a is not None)
+        path = _best(kernel, shapes, arrays[0].dtype, settings)
+        if path is None:
+            return reference(self, *arrays, **settings)
+        return _function(path.module, kernel)(*arrays, **settings)
+
+    return run
+
+
+@cache
+def _function(module: str, kernel: str) -> Callable[..., Any]:
+    """Import a kernel's function where it is first used, for Numba's import takes half a second."""
+    return getattr(import_module(f".{module}", __name__), kernel)
+
+
+for _kernel in PATHS:
+    setattr(NumbaBackend, _kernel, _method(_kernel))
 
 
 def load() -> NumbaBackend:

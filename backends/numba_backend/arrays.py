@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy
 
-from ..base import Array, nhwc
+from ..base import Array, nchw, nhwc
+from ..geometry import Shape
 
 
 def flat(a: Array) -> Array:
@@ -35,3 +36,14 @@ class _Writable:
         self.__array_interface__: dict[str, Any] = a.__array_interface__ | {
             "data": (address, False)
         }
+
+
+def empty_like(a: Array) -> Array:
+    """Allocate an array (N, C, H, W) of a's shape and dtype, channels-last."""
+    return empty(a.shape, a.dtype)
+
+
+def empty(shape: Shape, dtype: Any) -> Array:
+    """Allocate an array (N, C, H, W), channels-last."""
+    n, c, h, w = shape
+    return nchw(numpy.empty((n, h, w, c), dtype))

@@ -22,21 +22,21 @@ def batch_norm(x, weight, bias, *residual, mean, var, eps, relu, on_statistics):
     y, mean, var = x.backend.batch_norm(*arrays, mean=mean, var=var, eps=eps, relu=relu)
     if training:
         on_statistics(mean, var)
+    at = dict(mean=mean, var=var, eps=eps, training=training)
 
-    def vjp(g, needs):
-        at = dict(mean=mean, var=var, eps=eps, training=training)
-        through = _formula if recording.get() else _kernel
-        dx_dw_db = through(g, x, weight, **at) if any(needs[:3]) else (None, None, None)
+    def vjp(g, needs, y):
+        if any(needs[:3]) and not recording.get():
+            grads = g.backend.batch_norm_grad(
+                *(t.data for t in (g, x, weight, bias)), y=y, residual=n_residual > 0, **at
+            )
+            return [g.constant(dx) for dx in grads[: 3 + n_residual]]
+        g = g if y is None else relu_grad(g, y=y)
+        dx_dw_db = _formula(g, x, weight, **at) if any(needs[:3]) else (None, None, None)
         return (*dx_dw_db, *[g] * n_residual)
 
-    def relu_vjp(g, needs, y):
-        return vjp(relu_grad(g, y=y.data), needs)
-
-    return y, relu_vjp if relu else vjp
-
-
-def _kernel(g, x, weight, **at):
-    return map(g.constant, g.backend.batch_norm_grad(g.data, x.data, weight.data, **at))
+    if relu:
+        return y, lambda g, needs, y: vjp(g, needs, y.data)
+    return y, lambda g, needs: vjp(g, needs, None)
 
 
 def _formula(g, x, weight, *, mean, var, eps, training):

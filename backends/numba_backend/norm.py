@@ -1,0 +1,245 @@
+"""Batch normalisation in as few passes over memory as there can be.
+
+Forward reads x for its statistics, then x again to write y, with the residual and the ReLU in the
+same pass. Backward reads g and x for two sums per channel, then both again to write dx; where a
+ReLU was applied, its mask is computed anew from x rather than read from y.
+
+A channels-last array is looked at as rows of L = k*C values, `k` pixels side by side. Lane l of
+such a row belongs to channel l % C. All lanes do the same, so the inner loops are vectorised for
+any number of channels.
+
+Sums run over blocks of a few rows in the array's own dtype and are added up in float64. The
+statistics are of the differences from the block's first row, which is a value of the same channel:
+the squares can't cancel, at whatever mean. (With float32 sums of x and x^2, a variance of 1e-4 at
+mean 30 would be all rounding.)
+"""
+
+from __future__ import annotations
+
+import numpy
+from numba import njit, prange
+
+from ..base import Array
+from .arrays import empty_like, flat
+from .compiler import kernel
+from .parts import bounds, number_of_parts, pixels_per_row
+
+BLOCK = 32  # rows of about 256 values: float32 blocks fit the L1 cache
+
+
+def rows_of(a: Array) -> Array:
+    """View an array (N, C, H, W) as (rows, L)."""
+    n, c, h, w = a.shape
+    return flat(a).reshape(-1, c * pixels_per_row(n * h * w, c))
+
+
+@kernel("void(T[:, ::1], intp, float64[:, :, ::1], float64[::1], float64[::1])")
+def statistics(x, parts, sums, mean, var):
+    """Compute each channel's mean and variance; sums is (parts, 2, L) of scratch memory."""
+    rows, L = x.shape
+    C = mean.size
+    origin = x[0, :C].astype(numpy.float64)[numpy.arange(L) % C]
+    for part in prange(parts):
+        start, stop = bounds(rows, parts, part)
+        total, squares = sums[part, 0], sums[part, 1]
+        s, q = numpy.zeros(L, x.dtype), numpy.zeros(L, x.dtype)
+        for first in range(start, stop, BLOCK):
+            last = min(first + BLOCK, stop)
+            for i in range(first, last):
+                for l in range(L):
+                    d = x[i, l] - x[first, l]
+                    s[l] += d
+                    q[l] += d * d
+            for l in range(L):  # the same sums, of the differences from the channel's first value
+                shift = x[first, l] - origin[l]
+                n_shift = (last - first) * shift
+                total[l] += s[l] + n_shift
+                squares[l] += q[l] + shift * (2 * s[l] + n_shift)
+                s[l] = q[l] = 0
+    count, totals = rows * (L // C), add_parts(sums, C)
+    for c in range(C):
+        off = totals[0, c] / count
+        mean[c], var[c] = x[0, c] + off, max(totals[1, c] / count - off * off, 0)
+
+
+@kernel(
+    "void(T[:, ::1], T[:, ::1], float64[::1], float64[::1], T[::1], T[::1], float64, boolean, "
+    "intp, T[:, ::1])"
+)
+def normalise(x, residual, mean, var, weight, bias, eps, relu, parts, y):
+    """y = (x - mean) / sqrt(var + eps) * weight + bias + residual, and relu of it if wanted."""
+    rows, L = x.shape
+    m, scale, shift = lanes(L, mean, var, weight, bias, eps)
+    least = x.dtype.type(0 if relu else -numpy.inf)
+    for part in prange(parts):
+        start, stop = bounds(rows, parts, part)
+        for i in range(start, stop):
+            if len(residual):
+                for l in range(L):
+                    v = (x[i, l] - m[l]) * scale[l] + shift[l] + residual[i, l]
+                    y[i, l] = least if v <= least else v  # so a NaN stays one
+            else:
+                for l in range(L):
+                    v = (x[i, l] - m[l]) * scale[l] + shift[l]
+                    y[i, l] = least if v <= least else v
+
+
+@njit
+def lanes(L, mean, var, weight, bias, eps):
+    """Give each lane its mean, scale and shift, in the array's dtype."""
+    at = numpy.arange(L) % mean.size
+    scale = weight / numpy.sqrt(var + eps)
+    return mean.astype(weight.dtype)[at], scale.astype(weight.dtype)[at], bias[at]
+
+
+@kernel(
+    "void(T[:, ::1], T[:, ::1], float64[::1], float64[::1], T[::1], T[::1], float64, boolean, "
+    "intp, float64[:, :, ::1], float64[:, ::1])"
+)
+def gradient_sums(g, x, mean, var, weight, bias, eps, relu, parts, partial, sums):
+    """Sum g and g * (x - mean) over each channel, where the ReLU let x pass.
+
+    `partial` is (parts, 2, L) of scratch memory, `sums` is (2, C).
+    """
+    rows, L = x.shape
+    m, scale, shift = lanes(L, mean, var, weight, bias, eps)
+    linear, zero = not relu, x.dtype.type(0)  # a plain 0 would make the sum float64
+    for part in prange(parts):
+        start, stop = bounds(rows, parts, part)
+        total, products = partial[part, 0], partial[part, 1]
+        s, q = numpy.zeros(L, x.dtype), numpy.zeros(L, x.dtype)
+        for first in range(start, stop, BLOCK):
+            for i in range(first, min(first + BLOCK, stop)):
+                for l in range(L):
+                    d = x[i, l] - m[l]
+                    passed = g[i, l] if linear or d * scale[l] + shift[l] > 0 else zero
+                    s[l] += passed
+                    q[l] += passed * d
+            add_block(total, s)
+            add_block(products, q)
+    sums[:] = add_parts(partial, sums.shape[1])
+
+
+@kernel(
+    "void(T[:, ::1], T[:, ::1], T[:, ::1], float64[::1], intp, T[:, ::1], float64[:, :, ::1], "
+    "float64[:, ::1])"
+)
+def masked_gradient_sums(g, y, x, mean, parts, masked, partial, sums):
+    """Do the same where a residual was added: y has the mask, and the residual wants masked g."""
+    rows, L = x.shape
+    m = mean.astype(x.dtype)[numpy.arange(L) % mean.size]
+    zero = x.dtype.type(0)
+    for part in prange(parts):
+        start, stop = bounds(rows, parts, part)
+        total, products = partial[part, 0], partial[part, 1]
+        s, q = numpy.zeros(L, x.dtype), numpy.zeros(L, x.dtype)
+        for first in range(start, stop, BLOCK):
+            for i in range(first, min(first + BLOCK, stop)):
+                for l in range(L):
+                    passed = g[i, l] if y[i, l] > 0 else zero
+                    masked[i, l] = passed
+                    s[l] += passed
+                    q[l] += passed * (x[i, l] - m[l])
+            add_block(total, s)
+            add_block(products, q)
+    sums[:] = add_parts(partial, sums.shape[1])
+
+
+@njit
+def add_block(total, block):
+    """Add a block's sums to the float64 ones and begin anew."""
+    for l in range(len(total)):
+        total[l] += block[l]
+        block[l] = 0
+
+
+@njit
+def add_parts(partial, C):
+    """Add partial sums (parts, 2, L) up to (2, C), in an order that is always the same."""
+    parts, kinds, L = partial.shape
+    sums = numpy.zeros((kinds, C))
+    for kind in range(kinds):
+        for part in range(1, parts):
+            for l in range(L):
+                partial[0, kind, l] += partial[part, kind, l]
+        for first in range(0, L, C):
+            for c in range(C):
+                sums[kind, c] += partial[0, kind, first + c]
+    return sums
+
+
+@kernel(
+    "void(T[:, ::1], T[:, ::1], float64[::1], float64[::1], T[::1], T[::1], float64, boolean, "
+    "float64[:, ::1], intp, T[:, ::1])"
+)
+def input_gradient(g, x, mean, var, weight, bias, eps, relu, means, parts, dx):
+    """dx = (g - mean(g) - x_hat * mean(g * x_hat)) * weight / sqrt(var + eps), g masked by relu.
+
+    `means` (2, C) are those of g and g * (x - mean); zeros in evaluation, when mean and var are
+    constants.
+    """
+    rows, L = x.shape
+    m, scale, shift = lanes(L, mean, var, weight, bias, eps)
+    at = numpy.arange(L) % mean.size
+    mean_g = means[0].astype(x.dtype)[at]
+    slope = (means[1] / (var + eps)).astype(x.dtype)[at]
+    linear, zero = not relu, x.dtype.type(0)
+    for part in prange(parts):
+        start, stop = bounds(rows, parts, part)
+        for i in range(start, stop):
+            for l in range(L):
+                d = x[i, l] - m[l]
+                passed = g[i, l] if linear or d * scale[l] + shift[l] > 0 else zero
+                dx[i, l] = (passed - mean_g[l] - d * slope[l]) * scale[l]
+
+
+def batch_norm(
+    x: Array, weight: Array, bias: Array, residual: Array = None, *,
+    mean: Array = None, var: Array = None, eps: float, relu: bool = False,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """Normalise x (N, C, H, W) per channel, add `residual`, apply relu: (y, mean, var)."""
+    rows, y, parts = rows_of(x), empty_like(x), _parts(x)
+    if mean is None:
+        mean, var = numpy.empty(weight.size), numpy.empty(weight.size)
+        statistics(rows, parts, _scratch(rows, parts), mean, var)
+    added = rows[:0] if residual is None else rows_of(residual)
+    at = _per_channel(weight, bias, mean, var)
+    normalise(rows, added, *at, eps, relu, parts, rows_of(y))
+    return y, mean, var
+
+
+def batch_norm_grad(
+    g: Array, x: Array, weight: Array, bias: Array, *, mean: Array, var: Array, y: Array = None,
+    eps: float, training: bool, residual: bool = False,
+) -> tuple[Array, Array, Array, Array]:  # fmt: skip
+    """Give batch_norm's gradients: dx, dweight, dbias and, if it had one, the residual's."""
+    g_rows, x_rows, dx, parts = rows_of(g), rows_of(x), empty_like(x), _parts(x)
+    at, relu, masked = _per_channel(weight, bias, mean, var), y is not None, g
+    sums, scratch = numpy.empty((2, weight.size)), _scratch(x_rows, parts)
+    if relu and residual:
+        masked, relu = empty_like(g), False
+        masked_gradient_sums(
+            g_rows, rows_of(y), x_rows, at[0], parts, rows_of(masked), scratch, sums
+        )
+        g_rows = rows_of(masked)
+    else:
+        gradient_sums(g_rows, x_rows, *at, eps, relu, parts, scratch, sums)
+    means = sums / (x.size // weight.size) if training else numpy.zeros_like(sums)
+    input_gradient(g_rows, x_rows, *at, eps, relu, means, parts, rows_of(dx))
+    dweight = sums[1] / numpy.sqrt(at[1] + eps)
+    return dx, dweight.astype(x.dtype), sums[0].astype(x.dtype), masked if residual else None
+
+
+def _parts(x: Array) -> int:
+    pixels = x.size // x.shape[1]
+    return number_of_parts(x.size, pixels // pixels_per_row(pixels, x.shape[1]))
+
+
+def _scratch(rows: Array, parts: int) -> Array:
+    return numpy.zeros((parts, 2, rows.shape[1]))
+
+
+def _per_channel(weight: Array, bias: Array, mean: Array, var: Array) -> list[Array]:
+    """Give mean and var in float64, weight and bias as they are, as kernels take them."""
+    statistics = (numpy.asarray(a, numpy.float64) for a in (mean, var))
+    return [flat(a) for a in (*statistics, weight, bias)]

@@ -1,0 +1,66 @@
+"""Additions and ReLUs of whole activations: one pass over memory, shared by all threads."""
+
+from __future__ import annotations
+
+from numba import prange
+
+from ..base import Array, nhwc
+from .arrays import empty_like, flat
+from .compiler import kernel
+from .parts import bounds, number_of_parts
+
+
+@kernel("void(T[::1], T[::1], intp, T[::1])")
+def add_flat(x, y, parts, z):
+    """z = x + y."""
+    for part in prange(parts):
+        start, stop = bounds(len(x), parts, part)
+        for i in range(start, stop):
+            z[i] = x[i] + y[i]
+
+
+@kernel("void(T[::1], intp, T[::1])")
+def relu_flat(x, parts, y):
+    """y = max(x, 0), where a NaN stays one."""
+    zero = x.dtype.type(0)
+    for part in prange(parts):
+        start, stop = bounds(len(x), parts, part)
+        for i in range(start, stop):
+            y[i] = zero if x[i] <= zero else x[i]
+
+
+@kernel("void(T[::1], T[::1], intp, T[::1])")
+def relu_grad_flat(g, y, parts, dx):
+    """dx = g where y is positive, else 0."""
+    zero = g.dtype.type(0)
+    for part in prange(parts):
+        start, stop = bounds(len(g), parts, part)
+        for i in range(start, stop):
+            dx[i] = g[i] if y[i] > zero else zero
+
+
+def _parts(x: Array) -> int:
+    return number_of_parts(x.size, x.size)
+
+
+def add(x: Array, y: Array, *, out: Array = None) -> Array:
+    """x + y, into `out` if given."""
+    z = empty_like(x) if out is None or not nhwc(out).flags.c_contiguous else out
+    add_flat(flat(x), flat(y), _parts(x), flat(z))
+    if out is not None and out is not z:
+        out[...] = z
+    return z if out is None else out
+
+
+def relu(x: Array) -> Array:
+    """max(x, 0)."""
+    y = empty_like(x)
+    relu_flat(flat(x), _parts(x), flat(y))
+    return y
+
+
+def relu_grad(g: Array, y: Array) -> Array:
+    """g where y = relu(x) is positive, else 0."""
+    dx = empty_like(g)
+    relu_grad_flat(flat(g), flat(y), _parts(g), flat(dx))
+    return dx
