@@ -253,7 +253,7 @@ class Backend:
         """Send each gradient of g (N, C, H', W') to the pixel that won -> (N, C, H, W)."""
         at = dict(kernel=kernel_size, out=g.shape[2:], stride=stride)
         return self._scatter(
-            lambda i, j: nhwc(g) * (nhwc(argmax) == i * kernel_size[1] + j),
+            lambda i, j: self.xp.where(nhwc(argmax) == i * kernel_size[1] + j, nhwc(g), 0),
             x_shape=x_shape, dtype=g.dtype, padding=padding, **at,
         )  # fmt: skip
 

@@ -13,8 +13,9 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from ..base import BackendUnavailable
-from ..geometry import Shape
+from ..geometry import Pair, Shape
 from ..numpy_backend import NumpyBackend
+from .allocator import keep_freed_memory
 
 Shapes = tuple[Shape, ...]
 
@@ -35,11 +36,19 @@ def _same_images(shapes: Shapes, **settings: Any) -> bool:
     return len(shapes[0]) == 4 and all(shape == shapes[0] for shape in shapes)
 
 
+def _positions_fit_a_byte(shapes: Shapes, *, kernel_size: Pair, **settings: Any) -> bool:
+    return kernel_size[0] * kernel_size[1] < 256
+
+
 # For each kernel the paths, best first; where none serves, the reference does.
 PATHS: dict[str, tuple[Path, ...]] = {
     "add": (Path("compiled", "pointwise", _same_images),),
     "relu": (Path("compiled", "pointwise", _same_images),),
     "relu_grad": (Path("compiled", "pointwise", _same_images),),
+    "max_pool2d": (Path("compiled", "pool", _positions_fit_a_byte),),
+    "max_pool2d_grad": (Path("compiled", "pool", _positions_fit_a_byte),),
+    "avg_pool2d": (Path("compiled", "pool", _always),),
+    "avg_pool2d_grad": (Path("compiled", "pool", _always),),
     "batch_norm": (Path("compiled", "norm", _always),),
     "batch_norm_grad": (Path("compiled", "norm", _always),),
 }
@@ -92,4 +101,5 @@ def load() -> NumbaBackend:
     """Make the backend, or say why it can't be."""
     if find_spec("numba") is None:
         raise BackendUnavailable("numba", "Numba is not installed", "pip install numba")
+    keep_freed_memory()
     return NumbaBackend()

@@ -1,7 +1,7 @@
-"""Arrays as kernels take them: flat, contiguous, aligned and writable.
+"""Arrays as kernels take them: contiguous, aligned, writable; images channels-last.
 
-Shapes are (N, C, H, W), memory is channels-last: the flat array runs over images, rows, columns
-and, fastest, channels.
+Shapes are (N, C, H, W) outside and (N, H, W, C) inside the kernels. What lies differently in memory
+is copied.
 """
 
 from __future__ import annotations
@@ -14,14 +14,21 @@ from ..base import Array, nchw, nhwc
 from ..geometry import Shape
 
 
+def images(a: Array) -> Array:
+    """View (N, C, H, W) as (N, H, W, C), contiguous."""
+    return contiguous(nhwc(a))
+
+
 def flat(a: Array) -> Array:
-    """View an array as flat, a 4-D one in the order N, H, W, C; copy what isn't contiguous so."""
-    rows = nhwc(a) if a.ndim == 4 else a
-    if not (rows.flags.c_contiguous and rows.flags.aligned):
-        rows = numpy.array(rows, order="C")
-    if not rows.flags.writeable:
-        rows = numpy.asarray(_Writable(rows))
-    return rows.reshape(-1)
+    """View an array as one row of values; of images, in the order N, H, W, C."""
+    return (images(a) if a.ndim == 4 else contiguous(a)).reshape(-1)
+
+
+def contiguous(a: Array) -> Array:
+    """Give an array whose type a kernel knows: itself where possible, else a view or a copy."""
+    if not (a.flags.c_contiguous and a.flags.aligned):
+        a = numpy.array(a, order="C")
+    return a if a.flags.writeable else numpy.asarray(_Writable(a))
 
 
 class _Writable:
@@ -38,12 +45,12 @@ class _Writable:
         }
 
 
-def empty_like(a: Array) -> Array:
-    """Allocate an array (N, C, H, W) of a's shape and dtype, channels-last."""
-    return empty(a.shape, a.dtype)
-
-
 def empty(shape: Shape, dtype: Any) -> Array:
     """Allocate an array (N, C, H, W), channels-last."""
     n, c, h, w = shape
     return nchw(numpy.empty((n, h, w, c), dtype))
+
+
+def empty_like(a: Array) -> Array:
+    """Allocate an array of a's shape (N, C, H, W) and dtype, channels-last."""
+    return empty(a.shape, a.dtype)

@@ -20,7 +20,7 @@ import numpy
 from numba import njit, prange
 
 from ..base import Array
-from .arrays import empty_like, flat
+from .arrays import empty_like, flat, images
 from .compiler import kernel
 from .parts import bounds, number_of_parts, pixels_per_row
 
@@ -30,7 +30,7 @@ BLOCK = 32  # rows of about 256 values: float32 blocks fit the L1 cache
 def rows_of(a: Array) -> Array:
     """View an array (N, C, H, W) as (rows, L)."""
     n, c, h, w = a.shape
-    return flat(a).reshape(-1, c * pixels_per_row(n * h * w, c))
+    return images(a).reshape(-1, c * pixels_per_row(n * h * w, c))
 
 
 @kernel("void(T[:, ::1], intp, float64[:, :, ::1], float64[::1], float64[::1])")
