@@ -22,7 +22,7 @@ def read(data: Any, dtype: Any) -> Any:
 
 def check_dtype(dtype: Any, requires_grad: bool) -> None:
     """Refuse a dtype that a Tensor can't hold, or can't have a gradient in."""
-    if dtype.kind not in "iub" and dtype.name not in ("float32", "float64"):
+    if dtype.kind not in "iub" and dtype.char not in "fd":  # .name would take NumPy 4 us
         raise TypeError(
             f"Tensor: {dtype} is not supported; expected float32 or float64 "
             "(integers and booleans only as constants)"

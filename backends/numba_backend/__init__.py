@@ -6,11 +6,14 @@ kernel is written.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache, wraps
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
+
+import numpy
 
 from ..base import BackendUnavailable
 from ..geometry import Pair, Shape
@@ -36,6 +39,10 @@ def _same_images(shapes: Shapes, **settings: Any) -> bool:
     return len(shapes[0]) == 4 and all(shape == shapes[0] for shape in shapes)
 
 
+def _large(shapes: Shapes, **settings: Any) -> bool:
+    return math.prod(shapes[0]) >= 8192  # below, NumPy is done before a kernel is called
+
+
 def _positions_fit_a_byte(shapes: Shapes, *, kernel_size: Pair, **settings: Any) -> bool:
     return kernel_size[0] * kernel_size[1] < 256
 
@@ -51,8 +58,9 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "avg_pool2d_grad": (Path("compiled", "pool", _always),),
     "batch_norm": (Path("compiled", "norm", _always),),
     "batch_norm_grad": (Path("compiled", "norm", _always),),
+    "sgd_update": (Path("compiled", "update", _large),),
 }
-FLOATS = ("float32", "float64")
+FLOATS = {numpy.dtype("float32"), numpy.dtype("float64")}
 
 
 class NumbaBackend(NumpyBackend):
@@ -62,14 +70,16 @@ class NumbaBackend(NumpyBackend):
 
     def choose(self, kernel: str, *, shapes: Shapes, dtype: Any, **settings: Any) -> str:
         """Name the path that serves a kernel: a pure function of geometry and dtype."""
-        path = _best(kernel, shapes, dtype, settings)
+        path = _best(kernel, shapes, numpy.dtype(dtype), settings)
         return path.name if path else "reference"
 
 
 def _best(kernel: str, shapes: Shapes, dtype: Any, settings: dict[str, Any]) -> Path | None:
-    if str(dtype) not in FLOATS or any(0 in shape for shape in shapes):
-        return None
-    return next((p for p in PATHS.get(kernel, ()) if p.serves(shapes, **settings)), None)
+    if dtype in FLOATS and not any(0 in shape for shape in shapes):
+        for path in PATHS.get(kernel, ()):
+            if path.serves(shapes, **settings):
+                return path
+    return None
 
 
 def _method(kernel: str) -> Callable[..., Any]:

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from functools import update_wrapper
 from typing import Any
 
+import numpy
+
 from . import threads
 
 FLOATS = ("float32", "float64")
@@ -33,26 +35,26 @@ class Kernel:
         self, body: Callable[..., None], signature: str, dtypes: tuple[str, ...], options: Any
     ) -> None:
         update_wrapper(self, body)
-        self.name = body.__name__
-        self.body, self.signature, self.dtypes, self.options = body, signature, dtypes, options
-        self._compiled: dict[str, Callable[..., None]] = {}
+        self.body, self.signature, self.options = body, signature, options
+        self.dtypes = [numpy.dtype(dtype) for dtype in dtypes]
+        self._compiled: dict[Any, Callable[..., None]] = {}
         _kernels.append(self)
 
     def __call__(self, first: Any, *args: Any) -> None:
         """Run the version for the dtype of the first array."""
-        version = first.dtype.name if self.dtypes else ""
+        version = first.dtype if self.dtypes else None  # not its name: that takes NumPy 4 us
         run = self._compiled.get(version) or self.compile(version)
         with threads.exclusive():
             run(first, *args)
 
-    def compile(self, dtype: str = "") -> Callable[..., None]:
+    def compile(self, dtype: Any = None) -> Callable[..., None]:
         """Compile the version for a dtype, or load it from the disk cache."""
         from .cache import compiled
 
         if self.dtypes and dtype not in self.dtypes:
-            wanted = " or ".join(self.dtypes)
-            raise TypeError(f"kernel {self.name}: got {dtype} as its first array, not {wanted}")
-        signature = re.sub(r"\bT\b", dtype, self.signature)
+            wanted = " or ".join(map(str, self.dtypes))
+            raise TypeError(f"{self.body.__name__}: got an array of {dtype}; expected {wanted}")
+        signature = re.sub(r"\bT\b", str(dtype), self.signature)
         with threads.exclusive():
             threads.start()
             self._compiled[dtype] = compiled(self.body, signature, **self.options)
@@ -72,7 +74,7 @@ def kernel(
     return lambda body: Kernel(body, signature, named, options)
 
 
-def versions() -> Iterator[tuple[Kernel, str]]:
+def versions() -> Iterator[tuple[Kernel, Any]]:
     """Yield every kernel of the modules imported so far with each dtype it is compiled for."""
     for each in _kernels:
-        yield from ((each, dtype) for dtype in each.dtypes or ("",))
+        yield from ((each, dtype) for dtype in each.dtypes or (None,))

@@ -9,14 +9,18 @@ from .arrays import empty_like, flat
 from .compiler import kernel
 from .parts import bounds, number_of_parts
 
+# A kernel cuts its own part out of each array: an index that counts from 0 can't be negative, which
+# Python would take from the end, and LLVM vectorises the loop.
+
 
 @kernel("void(T[::1], T[::1], intp, T[::1])")
 def add_flat(x, y, parts, z):
     """z = x + y."""
     for part in prange(parts):
-        start, stop = bounds(len(x), parts, part)
-        for i in range(start, stop):
-            z[i] = x[i] + y[i]
+        start, stop = bounds(len(z), parts, part)
+        x_part, y_part, z_part = x[start:stop], y[start:stop], z[start:stop]
+        for i in range(stop - start):
+            z_part[i] = x_part[i] + y_part[i]
 
 
 @kernel("void(T[::1], intp, T[::1])")
@@ -24,9 +28,10 @@ def relu_flat(x, parts, y):
     """y = max(x, 0), where a NaN stays one."""
     zero = x.dtype.type(0)
     for part in prange(parts):
-        start, stop = bounds(len(x), parts, part)
-        for i in range(start, stop):
-            y[i] = zero if x[i] <= zero else x[i]
+        start, stop = bounds(len(y), parts, part)
+        x_part, y_part = x[start:stop], y[start:stop]
+        for i in range(stop - start):
+            y_part[i] = zero if x_part[i] <= zero else x_part[i]
 
 
 @kernel("void(T[::1], T[::1], intp, T[::1])")
@@ -35,8 +40,9 @@ def relu_grad_flat(g, y, parts, dx):
     zero = g.dtype.type(0)
     for part in prange(parts):
         start, stop = bounds(len(g), parts, part)
-        for i in range(start, stop):
-            dx[i] = g[i] if y[i] > zero else zero
+        g_part, y_part, dx_part = g[start:stop], y[start:stop], dx[start:stop]
+        for i in range(stop - start):
+            dx_part[i] = g_part[i] if y_part[i] > zero else zero
 
 
 def _parts(x: Array) -> int:
