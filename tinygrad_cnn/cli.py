@@ -52,6 +52,19 @@ def selftest(backend: BackendOption = None) -> None:
     raise typer.Exit(1 if failed else 0)
 
 
+@app.command()
+def warmup() -> None:
+    """Compile the CPU kernels now and keep them on disk, so that no training starts with that."""
+    tg.backends.get("numba")  # or the reason why it can't run here
+    from .backends.numba_backend import warm_up
+
+    total = 0.0
+    for name, dtype, seconds in warm_up():
+        total += seconds
+        print(f"{name:24} {dtype:8} {seconds:6.2f} s")
+    print(f"all kernels are ready, after {total:.0f} s")
+
+
 @app.command("models")
 def list_models() -> None:
     """List the networks and how many parameters each has."""

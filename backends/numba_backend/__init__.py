@@ -7,10 +7,11 @@ kernel is written.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, wraps
 from importlib import import_module
 from importlib.util import find_spec
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy
@@ -132,6 +133,18 @@ def _function(module: str, kernel: str) -> Callable[..., Any]:
 
 for _kernel in PATHS:
     setattr(NumbaBackend, _kernel, _method(_kernel))
+
+
+def warm_up() -> Iterator[tuple[str, str, float]]:
+    """Compile every kernel for every dtype; yield its name, the dtype and the seconds it took."""
+    from .compiler import versions
+
+    for module in sorted({path.module for paths in PATHS.values() for path in paths}):
+        import_module(f".{module}", __name__)
+    for kernel, dtype in versions():
+        start = perf_counter()
+        kernel.compile(dtype)
+        yield kernel.body.__name__, str(dtype or ""), perf_counter() - start
 
 
 def load() -> NumbaBackend:

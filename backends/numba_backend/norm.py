@@ -16,6 +16,8 @@ mean 30 would be all rounding.)
 
 from __future__ import annotations
 
+import math
+
 import numpy
 from numba import njit, prange
 
@@ -33,16 +35,19 @@ def rows_of(a: Array) -> Array:
     return images(a).reshape(-1, c * pixels_per_row(n * h * w, c))
 
 
-@kernel("void(T[:, ::1], intp, float64[:, :, ::1], float64[::1], float64[::1])")
-def statistics(x, parts, sums, mean, var):
-    """Compute each channel's mean and variance; sums is (parts, 2, L) of scratch memory."""
+@kernel("void(T[:, ::1], intp, float64[:, :, ::1], float64[:, ::1], float64[::1], float64[::1])")
+def statistics(x, parts, partial, sums, mean, var):
+    """Compute each channel's mean and variance.
+
+    Of scratch memory, zeros: partial sums (parts, 2, L) and sums (2, C).
+    """
     rows, L = x.shape
     C = mean.size
-    origin = x[0, :C].astype(numpy.float64)[numpy.arange(L) % C]
+    origin = lanes(L, x[0, :C], x)
     for part in prange(parts):
         start, stop = bounds(rows, parts, part)
-        total, squares = sums[part, 0], sums[part, 1]
-        s, q = numpy.zeros(L, x.dtype), numpy.zeros(L, x.dtype)
+        total, squares = partial[part, 0], partial[part, 1]
+        s, q = zeros(L, x), zeros(L, x)
         for first in range(start, stop, BLOCK):
             last = min(first + BLOCK, stop)
             for i in range(first, last):
@@ -51,15 +56,16 @@ def statistics(x, parts, sums, mean, var):
                     s[l] += d
                     q[l] += d * d
             for l in range(L):  # the same sums, of the differences from the channel's first value
-                shift = x[first, l] - origin[l]
+                shift = numpy.float64(x[first, l]) - numpy.float64(origin[l])
                 n_shift = (last - first) * shift
                 total[l] += s[l] + n_shift
                 squares[l] += q[l] + shift * (2 * s[l] + n_shift)
                 s[l] = q[l] = 0
-    count, totals = rows * (L // C), add_parts(sums, C)
+    add_parts(partial, sums)
+    count = rows * (L // C)
     for c in range(C):
-        off = totals[0, c] / count
-        mean[c], var[c] = x[0, c] + off, max(totals[1, c] / count - off * off, 0)
+        off = sums[0, c] / count
+        mean[c], var[c] = x[0, c] + off, max(sums[1, c] / count - off * off, 0)
 
 
 @kernel(
@@ -69,7 +75,7 @@ def statistics(x, parts, sums, mean, var):
 def normalise(x, residual, mean, var, weight, bias, eps, relu, parts, y):
     """y = (x - mean) / sqrt(var + eps) * weight + bias + residual, and relu of it if wanted."""
     rows, L = x.shape
-    m, scale, shift = lanes(L, mean, var, weight, bias, eps)
+    m, scale, shift = coefficients(x, mean, var, weight, bias, eps)
     least = x.dtype.type(0 if relu else -numpy.inf)
     for part in prange(parts):
         start, stop = bounds(rows, parts, part)
@@ -85,11 +91,23 @@ def normalise(x, residual, mean, var, weight, bias, eps, relu, parts, y):
 
 
 @njit
-def lanes(L, mean, var, weight, bias, eps):
-    """Give each lane its mean, scale and shift, in the array's dtype."""
-    at = numpy.arange(L) % mean.size
-    scale = weight / numpy.sqrt(var + eps)
-    return mean.astype(weight.dtype)[at], scale.astype(weight.dtype)[at], bias[at]
+def lanes(L, per_channel, like):
+    """Repeat a value of each channel for all its lanes, in the dtype of `like`."""
+    C = len(per_channel)
+    values = numpy.empty(L, like.dtype)
+    for l in range(L):
+        values[l] = per_channel[l % C]
+    return values
+
+
+@njit
+def coefficients(x, mean, var, weight, bias, eps):
+    """Give each lane its mean, and scale and shift of y = (x - mean) * scale + shift."""
+    L = x.shape[1]
+    scale = numpy.empty_like(var)
+    for c in range(len(var)):
+        scale[c] = weight[c] / math.sqrt(var[c] + eps)
+    return lanes(L, mean, x), lanes(L, scale, x), lanes(L, bias, x)
 
 
 @kernel(
@@ -99,25 +117,25 @@ def lanes(L, mean, var, weight, bias, eps):
 def gradient_sums(g, x, mean, var, weight, bias, eps, relu, parts, partial, sums):
     """Sum g and g * (x - mean) over each channel, where the ReLU let x pass.
 
-    `partial` is (parts, 2, L) of scratch memory, `sums` is (2, C).
+    `partial` (parts, 2, L) and `sums` (2, C) are zeros before.
     """
     rows, L = x.shape
-    m, scale, shift = lanes(L, mean, var, weight, bias, eps)
+    m, scale, shift = coefficients(x, mean, var, weight, bias, eps)
     linear, zero = not relu, x.dtype.type(0)  # a plain 0 would make the sum float64
     for part in prange(parts):
         start, stop = bounds(rows, parts, part)
         total, products = partial[part, 0], partial[part, 1]
-        s, q = numpy.zeros(L, x.dtype), numpy.zeros(L, x.dtype)
+        s, q = zeros(L, x), zeros(L, x)
         for first in range(start, stop, BLOCK):
             for i in range(first, min(first + BLOCK, stop)):
                 for l in range(L):
                     d = x[i, l] - m[l]
-                    passed = g[i, l] if linear or d * scale[l] + shift[l] > 0 else zero
+                    passed = g[i, l] if linear | (d * scale[l] + shift[l] > 0) else zero
                     s[l] += passed
                     q[l] += passed * d
             add_block(total, s)
             add_block(products, q)
-    sums[:] = add_parts(partial, sums.shape[1])
+    add_parts(partial, sums)
 
 
 @kernel(
@@ -127,12 +145,12 @@ def gradient_sums(g, x, mean, var, weight, bias, eps, relu, parts, partial, sums
 def masked_gradient_sums(g, y, x, mean, parts, masked, partial, sums):
     """Do the same where a residual was added: y has the mask, and the residual wants masked g."""
     rows, L = x.shape
-    m = mean.astype(x.dtype)[numpy.arange(L) % mean.size]
+    m = lanes(L, mean, x)
     zero = x.dtype.type(0)
     for part in prange(parts):
         start, stop = bounds(rows, parts, part)
         total, products = partial[part, 0], partial[part, 1]
-        s, q = numpy.zeros(L, x.dtype), numpy.zeros(L, x.dtype)
+        s, q = zeros(L, x), zeros(L, x)
         for first in range(start, stop, BLOCK):
             for i in range(first, min(first + BLOCK, stop)):
                 for l in range(L):
@@ -142,7 +160,13 @@ def masked_gradient_sums(g, y, x, mean, parts, masked, partial, sums):
                     q[l] += passed * (x[i, l] - m[l])
             add_block(total, s)
             add_block(products, q)
-    sums[:] = add_parts(partial, sums.shape[1])
+    add_parts(partial, sums)
+
+
+@njit
+def zeros(L, like):
+    """Make a zero for each lane; written out in a kernel, that would be a parallel loop."""
+    return numpy.zeros(L, like.dtype)
 
 
 @njit
@@ -154,18 +178,15 @@ def add_block(total, block):
 
 
 @njit
-def add_parts(partial, C):
-    """Add partial sums (parts, 2, L) up to (2, C), in an order that is always the same."""
+def add_parts(partial, sums):
+    """Add partial sums (parts, 2, L) up to sums (2, C), in an order that is always the same."""
     parts, kinds, L = partial.shape
-    sums = numpy.zeros((kinds, C))
     for kind in range(kinds):
-        for part in range(1, parts):
-            for l in range(L):
-                partial[0, kind, l] += partial[part, kind, l]
-        for first in range(0, L, C):
-            for c in range(C):
-                sums[kind, c] += partial[0, kind, first + c]
-    return sums
+        for l in range(L):
+            total = 0.0
+            for part in range(parts):
+                total += partial[part, kind, l]
+            sums[kind, l % sums.shape[1]] += total
 
 
 @kernel(
@@ -175,21 +196,19 @@ def add_parts(partial, C):
 def input_gradient(g, x, mean, var, weight, bias, eps, relu, means, parts, dx):
     """dx = (g - mean(g) - x_hat * mean(g * x_hat)) * weight / sqrt(var + eps), g masked by relu.
 
-    `means` (2, C) are those of g and g * (x - mean); zeros in evaluation, when mean and var are
-    constants.
+    `means` (2, C) are mean(g) and mean(g * (x - mean)) / (var + eps); zeros in evaluation, when
+    mean and var are constants.
     """
     rows, L = x.shape
-    m, scale, shift = lanes(L, mean, var, weight, bias, eps)
-    at = numpy.arange(L) % mean.size
-    mean_g = means[0].astype(x.dtype)[at]
-    slope = (means[1] / (var + eps)).astype(x.dtype)[at]
+    m, scale, shift = coefficients(x, mean, var, weight, bias, eps)
+    mean_g, slope = lanes(L, means[0], x), lanes(L, means[1], x)
     linear, zero = not relu, x.dtype.type(0)
     for part in prange(parts):
         start, stop = bounds(rows, parts, part)
         for i in range(start, stop):
             for l in range(L):
                 d = x[i, l] - m[l]
-                passed = g[i, l] if linear or d * scale[l] + shift[l] > 0 else zero
+                passed = g[i, l] if linear | (d * scale[l] + shift[l] > 0) else zero
                 dx[i, l] = (passed - mean_g[l] - d * slope[l]) * scale[l]
 
 
@@ -201,7 +220,7 @@ def batch_norm(
     rows, y, parts = rows_of(x), empty_like(x), _parts(x)
     if mean is None:
         mean, var = numpy.empty(weight.size), numpy.empty(weight.size)
-        statistics(rows, parts, _scratch(rows, parts), mean, var)
+        statistics(rows, parts, *_scratch(rows, parts, x.shape[1]), mean, var)
     added = rows[:0] if residual is None else rows_of(residual)
     at = _per_channel(weight, bias, mean, var)
     normalise(rows, added, *at, eps, relu, parts, rows_of(y))
@@ -215,16 +234,17 @@ def batch_norm_grad(
     """Give batch_norm's gradients: dx, dweight, dbias and, if it had one, the residual's."""
     g_rows, x_rows, dx, parts = rows_of(g), rows_of(x), empty_like(x), _parts(x)
     at, relu, masked = _per_channel(weight, bias, mean, var), y is not None, g
-    sums, scratch = numpy.empty((2, weight.size)), _scratch(x_rows, parts)
+    partial, sums = _scratch(x_rows, parts, weight.size)
     if relu and residual:
         masked, relu = empty_like(g), False
         masked_gradient_sums(
-            g_rows, rows_of(y), x_rows, at[0], parts, rows_of(masked), scratch, sums
+            g_rows, rows_of(y), x_rows, at[0], parts, rows_of(masked), partial, sums
         )
         g_rows = rows_of(masked)
     else:
-        gradient_sums(g_rows, x_rows, *at, eps, relu, parts, scratch, sums)
+        gradient_sums(g_rows, x_rows, *at, eps, relu, parts, partial, sums)
     means = sums / (x.size // weight.size) if training else numpy.zeros_like(sums)
+    means[1] /= at[1] + eps
     input_gradient(g_rows, x_rows, *at, eps, relu, means, parts, rows_of(dx))
     dweight = sums[1] / numpy.sqrt(at[1] + eps)
     return dx, dweight.astype(x.dtype), sums[0].astype(x.dtype), masked if residual else None
@@ -235,8 +255,8 @@ def _parts(x: Array) -> int:
     return number_of_parts(x.size, pixels // pixels_per_row(pixels, x.shape[1]))
 
 
-def _scratch(rows: Array, parts: int) -> Array:
-    return numpy.zeros((parts, 2, rows.shape[1]))
+def _scratch(rows: Array, parts: int, channels: int) -> tuple[Array, Array]:
+    return numpy.zeros((parts, 2, rows.shape[1])), numpy.zeros((2, channels))
 
 
 def _per_channel(weight: Array, bias: Array, mean: Array, var: Array) -> list[Array]:
