@@ -5,8 +5,8 @@
 A tap is one element of the kernel. With its row and column left open, one loop computes
 
 * the convolution: tap (i, j) reads at row i * dh - top, column j * dw - left;
-* its gradient with respect to x: stride 2, say, cuts an image into 2 x 2 phases, the even and the odd
-  rows and columns. All pixels of a phase meet the same taps, and read dy with stride 1:
+* its gradient with respect to x: stride 2, say, cuts an image into 2 x 2 phases, the even and the
+  odd rows and columns. All pixels of a phase meet the same taps, and read dy with stride 1:
 
       3x3, stride 2, padding 1        even row, even column   tap (1, 1)
                                       even row, odd column    taps (1, 0), (1, 2)
@@ -18,15 +18,14 @@ three channels are then a product of depth 9: so the first layer of a network is
 
       x with zeros around it, copied in bands
     +-------------------------+
-    | 0  0  0  0  0  0  0  .. |     ROWS pixels of a row of y at a time make a tile. Pixel r reads its
-    | 0 [c c c][c c c] c ..   |     run sw * C floats behind that of pixel r - 1.
+    | 0  0  0  0  0  0  0  .. |     ROWS pixels of a row of y at a time make a tile. Pixel r reads
+    | 0 [c c c][c c c] c ..   |     its run sw * C floats behind that of pixel r - 1.
     | 0 [ a run ]             |
     +-------------------------+
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -247,7 +246,7 @@ def _empty(N: int, H: int, W: int, C: int) -> Array:
 def _widened(g: Array) -> Array:
     """Give g (N, O, H, W) as (N, H, W, O or more), with zeros in the further channels."""
     N, O, H, W = g.shape
-    if O == wide(O):
+    if wide(O) == O:
         return flat(g).reshape(N, H, W, O)
     wider = numpy.zeros((N, H, W, wide(O)), numpy.float32)
     wider[..., :O] = nhwc(g)

@@ -46,7 +46,7 @@ def output_line(m):
 
 @njit
 def gradient_line(g):
-    """A g: 4 pixels -> 6 elements."""
+    """Compute A g: 4 pixels -> 6 elements."""
     g0, g1, g2, g3 = g
     a, b, c, e = g0 + g2, g1 + g3, g0 + number(4) * g2, number(2) * g1 + number(8) * g3
     return g0, a + b, a - b, c + e, c - e, g3

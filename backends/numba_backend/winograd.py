@@ -24,8 +24,8 @@ and outputs exchanged. The one with respect to w is the transpose of all the abo
 
 Its sums are taken over fixed parts of the batch, so they don't depend on the number of threads.
 
-The powers of the points cost precision: the error is some 1e-5 of the largest output, where a direct
-convolution's is 1e-7.
+The powers of the points cost precision: the error is some 1e-5 of the largest output, where a
+direct convolution's is 1e-7.
 """
 
 from __future__ import annotations
@@ -40,9 +40,13 @@ from ..geometry import Padding, Shape
 from .arrays import aligned, flat, scratch
 from .compiler import kernel
 from .host import LANES, ROWS, WIDTH
-from .simd import add_product, clear, load_tile, store_tile, zero_tile
+from .simd import add_product, clear, load_tile, prefetch, store_tile, zero_tile
 from .transforms import (
-    PATCH, transform_filter, transform_filter_gradient, transform_gradient, transform_input,
+    PATCH,
+    transform_filter,
+    transform_filter_gradient,
+    transform_gradient,
+    transform_input,
     transform_output,
 )  # fmt: skip
 
@@ -106,9 +110,26 @@ def transform_gradients(g, shape, first, count, patch, d, at, plane):
             transform_gradient(g, image, row, column, H_out, W_out, O, patch, d, place, plane)
 
 
+@njit
+def fetch(a, first, count, tiles, f, write):
+    """Fetch the f-th of 36 shares of the memory of tiles first ... first + count - 1.
+
+    The products leave the memory idle, and the transforms before and after them wait for it.
+    """
+    start, stop = len(a) * first // tiles, len(a) * min(first + count, tiles) // tiles
+    for i in range(start + (stop - start) * f // F, start + (stop - start) * (f + 1) // F, WIDTH):
+        if write:
+            prefetch(a, i, 1)
+        else:
+            prefetch(a, i, 0)
+
+
 @kernel("void(float32[::1], float32[::1], UniTuple(intp, 6))")
 def transform_filters(w, u, places):
-    """u [36][O/WIDTH][C][WIDTH] = G w G^T; w[c * c_step + o * o_step + first] is a filter's first."""
+    """u [36][O/WIDTH][C][WIDTH] = G w G^T.
+
+    A filter begins at w[first + c * c_step + o * o_step]; its nine weights are `tap` apart.
+    """
     C, O, c_step, o_step, first, tap = places
     for vector in prange(O // LANES):
         patch = numpy.empty(PATCH, numpy.float32)
@@ -133,6 +154,8 @@ def convolve(x, u, y, space, shape, block):
         count = min(block, tiles - first)
         transform_inputs(x, shape, first, count, patch, v, 0, v_plane)
         for f in range(F):
+            fetch(x, first + block, block, tiles, f, 0)
+            fetch(y, first, count, tiles, f, 1)
             for o in range(0, O, WIDTH):
                 for t in range(0, count, ROWS):
                     tile = add_product(
@@ -171,10 +194,10 @@ def correlate(x, g, u, space, shape, block, parts):
             transform_inputs(x, shape, first, count, patch, v, 0, v_plane)
             transform_gradients(g, shape, first, count, patch, d, 0, d_plane)
             for f in range(F):
+                fetch(x, first + block, block, tiles, f, 0)
+                fetch(g, first + block, block, tiles, f, 0)
                 mine = (part * F + f) * C * O
-                add_transposed_product(
-                    v, f * v_plane, count, C, d, f * d_plane, O, u, mine, 0, C
-                )
+                add_transposed_product(v, f * v_plane, count, C, d, f * d_plane, O, u, mine, 0, C)
 
 
 @kernel(
@@ -224,9 +247,7 @@ def conv2d(x: Array, w: Array, *, padding: Padding, **at: Any) -> Array:
     return _convolve(x, w, (C, O, 9, 9 * C, 0, 1), out=out, corner=(top, left))
 
 
-def conv2d_input_grad(
-    g: Array, w: Array, *, x_shape: Shape, padding: Padding, **at: Any
-) -> Array:
+def conv2d_input_grad(g: Array, w: Array, *, x_shape: Shape, padding: Padding, **at: Any) -> Array:
     """Gradient with respect to x: g (N, O, H', W') -> (N, C, H, W)."""
     O, C, _, _ = w.shape
     (top, _), (left, _) = padding
@@ -246,9 +267,7 @@ def _convolve(
     return nchw(y.reshape(N, *out, O))
 
 
-def conv2d_weight_grad(
-    g: Array, x: Array, *, w_shape: Shape, padding: Padding, **at: Any
-) -> Array:
+def conv2d_weight_grad(g: Array, x: Array, *, w_shape: Shape, padding: Padding, **at: Any) -> Array:
     """Gradient with respect to w: g (N, O, H', W'), x (N, C, H, W) -> (O, C, 3, 3)."""
     (N, C, H, W), (_, O, H_out, W_out) = x.shape, g.shape
     shape = (N, H, W, C, H_out, W_out, O, padding[0][0], padding[1][0])
