@@ -38,7 +38,7 @@ from ..geometry import Padding, Pair, Shape, output_size
 from .arrays import aligned, flat, scratch
 from .compiler import kernel
 from .host import ROWS, WIDTH
-from .simd import add_product, clear, copy, load_tile, store_tile, zero_tile
+from .simd import add_product, clear, copy, load_tile, prefetch, store_tile, zero_tile
 
 BAND = 8  # rows of y that share a copy of the rows of x which they read
 
@@ -47,12 +47,12 @@ BAND = 8  # rows of y that share a copy of the rows of x which they read
 
 
 @njit
-def copy_padded(x, image, shape, y0, rows, x0, columns, to):
+def copy_padded(x, image, shape, y0, rows, x0, columns, to, place):
     """Copy pixels (y0, x0) to (y0 + rows, x0 + columns) of x[image], zeros where there are none."""
     H, W, C = shape
     start, end = max(x0, 0), min(x0 + columns, W)
     for r in range(rows):
-        line, y = r * columns * C, y0 + r
+        line, y = place + r * columns * C, y0 + r
         if y < 0 or y >= H or start >= end:
             clear(to, line, columns * C)
             continue
@@ -85,8 +85,13 @@ def convolve(x, w, y, space, runs, x_shape, places, window):
         count = min(BAND, rows_out - first)
         a = space[get_thread_id() * share :]
         rows = (count - 1) * sh + height
-        copy_padded(x, n * H * W * C, (H, W, C), first * sh + top, rows, left, columns, a)
+        copy_padded(x, n * H * W * C, (H, W, C), first * sh + top, rows, left, columns, a, 0)
+        behind = (n * H + (first + count) * sh + top) * W * C
         for r in range(count):
+            for i in range(
+                behind + r * sh * W * C, min(behind + (r + 1) * sh * W * C, len(x)), WIDTH
+            ):
+                prefetch(x, i, 0)
             start = n * image + corner + (first + r) * down
             for o in range(0, O, WIDTH):
                 for ox in range(0, columns_out, ROWS):
@@ -101,31 +106,47 @@ def convolve(x, w, y, space, runs, x_shape, places, window):
 
 @kernel(
     "void(float32[::1], float32[::1], float32[::1], float32[::1], intp[::1], UniTuple(intp, 4),"
-    "UniTuple(intp, 3), UniTuple(intp, 6), intp, intp)"
+    "UniTuple(intp, 3), UniTuple(intp, 6), intp, intp, intp)"
 )
-def correlate(x, g, u, space, runs, x_shape, g_shape, window, depth, parts):
-    """u [parts][depth][O] = for each float of each run its products with g, summed over pixels."""
+def correlate(x, g, u, space, runs, x_shape, g_shape, window, depth, parts, together):
+    """u [parts][depth][O] = for each float of each run its products with g, summed over pixels.
+
+    As many images are taken `together` as stay in the cache with their padding.
+    """
     N, H, W, C = x_shape
     rows_out, columns_out, O = g_shape
     sh, sw, top, left, height, width = window
     rows, columns = (rows_out - 1) * sh + height, (columns_out - 1) * sw + width
-    share = rows * columns * C + ROWS  # a tile may read on behind its run
+    image, line = rows * columns * C, sh * columns * C
     for p in prange(parts):
-        part, a = intp(p), space[get_thread_id() * share :]
+        part, a = intp(p), space[get_thread_id() * (together * image + ROWS) :]
         clear(u, part * depth * O, depth * O)
-        for n in range(N * part // parts, N * (part + 1) // parts):
-            copy_padded(x, n * H * W * C, (H, W, C), top, rows, left, columns, a)
+        end = N * (part + 1) // parts
+        for first in range(N * part // parts, end, together):
+            count = min(together, end - first)
+            for m in range(count):
+                start = (first + m) * H * W * C
+                copy_padded(x, start, (H, W, C), top, rows, left, columns, a, m * image)
             ui = part * depth * O
             for k in range(0, len(runs), 3):
                 for i in range(0, runs[k + 2], ROWS):
                     at = runs[k] * columns * C + runs[k + 1] + i
                     for o in range(0, O, WIDTH):
                         tile = load_tile(u, ui + o, O)
-                        for oy in range(rows_out):
+                        for y in range(count * rows_out):
+                            m, oy = divmod(y, rows_out)
+                            gi = (first * rows_out + y) * columns_out * O + o
                             tile = add_product(
-                                tile, a, at + oy * sh * columns * C, 1, sw * C,
-                                g, ((n * rows_out + oy) * columns_out) * O + o, O, columns_out,
-                            )  # fmt: skip
+                                tile,
+                                a,
+                                at + m * image + oy * line,
+                                1,
+                                sw * C,
+                                g,
+                                gi,
+                                O,
+                                columns_out,
+                            )
                         store_tile(u, ui + o, O, tile, runs[k + 2] - i)
                     ui += min(ROWS, runs[k + 2] - i) * O
 
@@ -215,9 +236,11 @@ def conv2d_weight_grad(
     g = _widened(g)
     rows, columns = ((n - 1) * s + k for n, s, k in zip(g.shape[1:3], stride, size, strict=True))
     u = aligned((parts * depth + ROWS) * g.shape[3])  # tiles are read in whole
+    together = max(1, 2**16 // (rows * columns * C))
+    space = scratch(together * rows * columns * C + ROWS)  # so are runs
     correlate(
-        flat(x), g.reshape(-1), u, scratch(rows * columns * C + ROWS), run_list(taps, C),
-        (N, H, W, C), g.shape[1:], (*stride, *corner, *size), depth, parts,
+        flat(x), g.reshape(-1), u, space, run_list(taps, C), (N, H, W, C), g.shape[1:],
+        (*stride, *corner, *size), depth, parts, together,
     )  # fmt: skip
     sums = u[: parts * depth * g.shape[3]].reshape(parts, *kernel, C, -1).sum(axis=0)
     return numpy.ascontiguousarray(sums[..., :O].transpose(3, 2, 0, 1))
