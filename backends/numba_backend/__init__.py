@@ -22,6 +22,8 @@ from ..numpy_backend import NumpyBackend
 from .allocator import keep_freed_memory
 
 Shapes = tuple[Shape, ...]
+FLOATS = frozenset(map(numpy.dtype, ("float32", "float64")))
+SINGLE = frozenset([numpy.dtype("float32")])
 
 
 class Path(NamedTuple):
@@ -30,6 +32,7 @@ class Path(NamedTuple):
     name: str
     module: str
     serves: Callable[..., bool]
+    dtypes: frozenset[Any] = FLOATS
 
 
 def _always(shapes: Shapes, **settings: Any) -> bool:
@@ -48,8 +51,33 @@ def _positions_fit_a_byte(shapes: Shapes, *, kernel_size: Pair, **settings: Any)
     return kernel_size[0] * kernel_size[1] < 256
 
 
+def _filters(shapes: Shapes, settings: dict[str, Any]) -> Shape:
+    """Give the shape of a convolution's or a gradient's filters."""
+    return settings.get("w_shape", shapes[1])
+
+
+def _winograd(shapes: Shapes, **settings: Any) -> bool:
+    o, c, *kernel = _filters(shapes, settings)
+    one = settings["stride"] == settings["dilation"] == (1, 1) and settings["groups"] == 1
+    return one and kernel == [3, 3] and c % 16 == o % 16 == 0
+
+
+def _ungrouped(shapes: Shapes, *, groups: int, **settings: Any) -> bool:
+    return groups == 1
+
+
+def _convolutions(kernel: str) -> dict[str, tuple[Path, ...]]:
+    return {kernel: (
+        Path("winograd", "winograd", _winograd, SINGLE),
+        Path("direct", "direct", _ungrouped, SINGLE),
+    )}  # fmt: skip
+
+
 # For each kernel the paths, best first; where none serves, the reference does.
 PATHS: dict[str, tuple[Path, ...]] = {
+    **_convolutions("conv2d"),
+    **_convolutions("conv2d_input_grad"),
+    **_convolutions("conv2d_weight_grad"),
     "add": (Path("compiled", "pointwise", _same_images),),
     "relu": (Path("compiled", "pointwise", _same_images),),
     "relu_grad": (Path("compiled", "pointwise", _same_images),),
@@ -61,7 +89,6 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "batch_norm_grad": (Path("compiled", "norm", _always),),
     "sgd_update": (Path("compiled", "update", _large),),
 }
-FLOATS = {numpy.dtype("float32"), numpy.dtype("float64")}
 
 
 class NumbaBackend(NumpyBackend):
@@ -76,9 +103,9 @@ class NumbaBackend(NumpyBackend):
 
 
 def _best(kernel: str, shapes: Shapes, dtype: Any, settings: dict[str, Any]) -> Path | None:
-    if dtype in FLOATS and not any(0 in shape for shape in shapes):
+    if not any(0 in shape for shape in shapes):
         for path in PATHS.get(kernel, ()):
-            if path.serves(shapes, **settings):
+            if dtype in path.dtypes and path.serves(shapes, **settings):
                 return path
     return None
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy
+from numba import config
 
 from ..base import Array, nchw, nhwc
 from ..geometry import Shape
+
+CACHE_LINE = 64  # bytes
 
 
 def images(a: Array) -> Array:
@@ -45,12 +48,31 @@ class _Writable:
         }
 
 
+def aligned(size: int, dtype: Any = numpy.float32) -> Array:
+    """Allocate `size` values from the start of a cache line on: no vector then lies across two."""
+    count = size * numpy.dtype(dtype).itemsize
+    memory = numpy.empty(count + CACHE_LINE, numpy.uint8)
+    start = -memory.ctypes.data % CACHE_LINE
+    return memory[start : start + count].view(dtype)
+
+
 def empty(shape: Shape, dtype: Any) -> Array:
     """Allocate an array (N, C, H, W), channels-last."""
     n, c, h, w = shape
-    return nchw(numpy.empty((n, h, w, c), dtype))
+    return nchw(aligned(n * h * w * c, dtype).reshape(n, h, w, c))
 
 
 def empty_like(a: Array) -> Array:
     """Allocate an array of a's shape (N, C, H, W) and dtype, channels-last."""
     return empty(a.shape, a.dtype)
+
+
+def scratch(size: int) -> Array:
+    """Give `size` float32 for every thread; what is in them lasts for one call of a kernel."""
+    global _scratch
+    if size * config.NUMBA_NUM_THREADS > _scratch.size:
+        _scratch = aligned(size * config.NUMBA_NUM_THREADS)
+    return _scratch
+
+
+_scratch = aligned(0)

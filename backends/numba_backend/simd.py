@@ -1,0 +1,357 @@
+"""A SIMD vocabulary for Numba: vectors of float32 that each fill one register of this CPU.
+
+Numba compiles a loop and hopes that LLVM vectorises it. Here the vectors are written down instead: a
+vector is a value like any other, and each word of the vocabulary is an instruction or two.
+
+    @njit
+    def scale(x, y, factor, n):                    # y = factor * x; n is a multiple of LANES
+        for i in range(0, n, LANES):
+            store(y, i, splat(factor) * load(x, i))
+
+A word is an *intrinsic*: Numba calls it with the types of its arguments and gets back a signature
+and a function that emits LLVM instructions. Arrays are flat and contiguous; an index counts
+elements, from anywhere.
+
+A *line* is a tuple of vectors that stand at equal steps in memory, such as the pixels of a column.
+
+A *tile* is a tuple of ROWS x COLUMNS vectors, WIDTH = COLUMNS * LANES floats across, that lives in
+registers. A matrix product is a loop around one step, `add_outer_product`:
+
+                     WIDTH
+              +-----------------+
+              |  b: one row     |      tile[r] += a[r] * b
+              +-----------------+
+      +---+   +-----------------+      A row of b is loaded once and used ROWS times, an element of a
+      | a |   |  tile           |      is loaded once and used for WIDTH floats. With enough sums in
+ ROWS |   |   |  in registers   |      flight to hide an instruction's latency, that is all there is to
+      |   |   |                 |      a fast product (Goto & van de Geijn, Anatomy of High-Performance
+      +---+   +-----------------+      Matrix Multiplication, ACM TOMS 34(3), 2008, section 4).
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from .host import COLUMNS, LANES, ROWS
+
+FLOAT, INDEX, LANE = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+VECTOR = ir.VectorType(FLOAT, LANES)
+ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
+# a * b + c may become one instruction, rounded once; nothing else may be reordered
+CONTRACT = ("contract",)
+
+
+class VectorType(types.Type):
+    """The Numba type of a vector of LANES float32."""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"float32x{LANES}")
+
+
+vector = VectorType()
+register_model(VectorType)(lambda manager, numba_type: models.PrimitiveModel(manager, numba_type, VECTOR))
+tile_type = types.UniTuple(vector, ROWS * COLUMNS)
+
+
+def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [index])
+
+
+def _steps(builder: Any, base: Any, step: Any, n: int) -> list[Any]:
+    return [builder.gep(base, [builder.mul(step, INDEX(i))]) for i in range(n)]
+
+
+def _load(builder: Any, address: Any) -> Any:
+    value = builder.load(builder.bitcast(address, VECTOR.as_pointer()))
+    value.align = 4  # that of a float: the vector may begin at any
+    return value
+
+
+def _store(builder: Any, value: Any, address: Any) -> None:
+    builder.store(value, builder.bitcast(address, VECTOR.as_pointer())).align = 4
+
+
+def _splat(builder: Any, scalar: Any) -> Any:
+    first = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), scalar, LANE(0))
+    zeros = ir.Constant(ir.VectorType(LANE, LANES), [0] * LANES)
+    return builder.shuffle_vector(first, first, zeros)
+
+
+def _call(builder: Any, name: str, *args: Any) -> Any:
+    kind = ir.FunctionType(VECTOR, [VECTOR] * len(args))
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32")
+    return builder.call(function, args)
+
+
+# ---- memory ----
+
+
+@intrinsic
+def load(typing: Any, a: Any, i: Any) -> Any:
+    """Read a[i : i + LANES]."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _load(builder, _address(context, builder, sig.args[0], *args))
+
+    return vector(a, types.intp), emit
+
+
+@intrinsic
+def store(typing: Any, a: Any, i: Any, v: Any) -> Any:
+    """Write a[i : i + LANES] = v."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array, index, v = args
+        _store(builder, v, _address(context, builder, sig.args[0], array, index))
+        return context.get_dummy_value()
+
+    return types.void(a, types.intp, vector), emit
+
+
+@intrinsic
+def gather(typing: Any, a: Any, i: Any, step: Any) -> Any:
+    """Read a[i], a[i + step], a[i + 2 * step], ...: LANES of them."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array, index, step = args
+        v, base = ZEROS, _address(context, builder, sig.args[0], array, index)
+        for lane, place in enumerate(_steps(builder, base, step, LANES)):
+            v = builder.insert_element(v, builder.load(place), LANE(lane))
+        return v
+
+    return vector(a, types.intp, types.intp), emit
+
+
+@intrinsic
+def scatter(typing: Any, a: Any, i: Any, step: Any, v: Any) -> Any:
+    """Write v to a[i], a[i + step], a[i + 2 * step], ..."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array, index, step, v = args
+        base = _address(context, builder, sig.args[0], array, index)
+        for lane, place in enumerate(_steps(builder, base, step, LANES)):
+            builder.store(builder.extract_element(v, LANE(lane)), place)
+        return context.get_dummy_value()
+
+    return types.void(a, types.intp, types.intp, vector), emit
+
+
+@intrinsic
+def copy(typing: Any, a: Any, i: Any, b: Any, j: Any, n: Any) -> Any:
+    """Write a[i : i + n] = b[j : j + n]."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        a, i, b, j, n = args
+        to = _address(context, builder, sig.args[0], a, i)
+        cgutils.raw_memcpy(builder, to, _address(context, builder, sig.args[2], b, j), n, 4)
+        return context.get_dummy_value()
+
+    return types.void(a, types.intp, b, types.intp, types.intp), emit
+
+
+@intrinsic
+def clear(typing: Any, a: Any, i: Any, n: Any) -> Any:
+    """Write zeros to a[i : i + n]."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array, index, n = args
+        start = _address(context, builder, sig.args[0], array, index)
+        cgutils.memset(builder, start, builder.mul(n, INDEX(4)), 0)
+        return context.get_dummy_value()
+
+    return types.void(a, types.intp, types.intp), emit
+
+
+# ---- arithmetic ----
+
+
+@intrinsic
+def splat(typing: Any, scalar: Any) -> Any:
+    """Repeat one float32 in all lanes."""
+    return vector(types.float32), lambda context, builder, sig, args: _splat(builder, args[0])
+
+
+def _binary(function: Any, instruction: str) -> None:
+    """Give a Python operator its meaning for two vectors: one LLVM instruction."""
+
+    @infer_global(function)
+    class Template(AbstractTemplate):
+        def generic(self, args: Any, kws: Any) -> Any:
+            return signature(vector, vector, vector) if args == (vector, vector) else None
+
+    @lower_builtin(function, vector, vector)
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return getattr(builder, instruction)(*args, flags=CONTRACT)
+
+
+_binary(operator.add, "fadd")
+_binary(operator.sub, "fsub")
+_binary(operator.mul, "fmul")
+
+
+@intrinsic
+def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _call(builder, "fma", *args)
+
+    return vector(vector, vector, vector), emit
+
+
+@intrinsic
+def select_greater(typing: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
+    """x where a > b, else y; where a or b is NaN, y."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        a, b, x, y = args
+        return builder.select(builder.fcmp_ordered(">", a, b), x, y)
+
+    return vector(vector, vector, vector, vector), emit
+
+
+@njit
+def maximum(a, b):
+    """The larger of each pair; b where either is NaN."""
+    return select_greater(a, b, a, b)
+
+
+# ---- lines: n vectors at equal steps ----
+
+
+@intrinsic(prefer_literal=True)
+def load_line(typing: Any, a: Any, i: Any, step: Any, n: Any) -> Any:
+    """Read n vectors, number r from a[i + r * step :]."""
+    line = types.UniTuple(vector, n.literal_value)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        base = _address(context, builder, sig.args[0], args[0], args[1])
+        places = _steps(builder, base, args[2], n.literal_value)
+        return context.make_tuple(builder, line, [_load(builder, place) for place in places])
+
+    return line(a, types.intp, types.intp, n), emit
+
+
+@intrinsic(prefer_literal=True)
+def load_inside(typing: Any, a: Any, i: Any, step: Any, n: Any, first: Any, size: Any) -> Any:
+    """Read a line; its vectors with first + r outside of [0, size) are zeros, and not read.
+
+    There is no branch: what is outside is read from a place where zeros are.
+    """
+    line = types.UniTuple(vector, n.literal_value)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array, index, step, _, first, size = args
+        base, loaded = _address(context, builder, sig.args[0], array, index), []
+        zeros = builder.bitcast(cgutils.global_constant(builder, "zeros", ZEROS), base.type)
+        for r, place in enumerate(_steps(builder, base, step, n.literal_value)):
+            # as unsigned numbers, the negative ones are larger than any size
+            inside = builder.icmp_unsigned("<", builder.add(first, INDEX(r)), size)
+            loaded.append(_load(builder, builder.select(inside, place, zeros)))
+        return context.make_tuple(builder, line, loaded)
+
+    return line(a, types.intp, types.intp, n, types.intp, types.intp), emit
+
+
+@intrinsic
+def store_line(typing: Any, a: Any, i: Any, step: Any, line: Any, n: Any) -> Any:
+    """Write the first n vectors of a line, or all, to where load_line would read them."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array, index, step, line, n = args
+        base, values = _address(context, builder, sig.args[0], array, index), _unpack(builder, line)
+        for r, place in enumerate(_steps(builder, base, step, len(values))):
+            with builder.if_then(builder.icmp_signed("<", INDEX(r), n)):
+                _store(builder, values[r], place)
+        return context.get_dummy_value()
+
+    return types.void(a, types.intp, types.intp, line, types.intp), emit
+
+
+_unpack = cgutils.unpack_tuple
+
+
+# ---- tiles: ROWS x COLUMNS vectors ----
+
+
+def _rows(builder: Any, base: Any, step: Any) -> list[list[Any]]:
+    """Give the addresses of a tile's vectors, row by row."""
+    rows = _steps(builder, base, step, ROWS)
+    return [_steps(builder, row, INDEX(LANES), COLUMNS) for row in rows]
+
+
+@intrinsic
+def zero_tile(typing: Any) -> Any:
+    """Make a tile of zeros."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.make_tuple(builder, tile_type, [ZEROS] * len(tile_type))
+
+    return tile_type(), emit
+
+
+@intrinsic
+def load_tile(typing: Any, a: Any, i: Any, step: Any) -> Any:
+    """Read a tile, row r from a[i + r * step :]."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        base = _address(context, builder, sig.args[0], args[0], args[1])
+        vectors = [_load(builder, place) for row in _rows(builder, base, args[2]) for place in row]
+        return context.make_tuple(builder, tile_type, vectors)
+
+    return tile_type(a, types.intp, types.intp), emit
+
+
+@intrinsic
+def store_tile(typing: Any, a: Any, i: Any, step: Any, tile: Any, n: Any) -> Any:
+    """Write the first n rows of a tile, or all, to where load_tile would read them."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array, index, step, tile, n = args
+        base, values = _address(context, builder, sig.args[0], array, index), _unpack(builder, tile)
+        for r, row in enumerate(_rows(builder, base, step)):
+            with builder.if_then(builder.icmp_signed("<", INDEX(r), n)):
+                for k, place in enumerate(row):
+                    _store(builder, values[r * COLUMNS + k], place)
+        return context.get_dummy_value()
+
+    return types.void(a, types.intp, types.intp, tile_type, types.intp), emit
+
+
+@intrinsic
+def add_outer_product(typing: Any, tile: Any, a: Any, i: Any, step: Any, b: Any, j: Any) -> Any:
+    """Add a[i + r * step] * b[j : j + WIDTH] to each row r of a tile."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        tile, a, i, step, b, j = args
+        column = _steps(builder, _address(context, builder, sig.args[1], a, i), step, ROWS)
+        start = _address(context, builder, sig.args[4], b, j)
+        row = [_load(builder, place) for place in _steps(builder, start, INDEX(LANES), COLUMNS)]
+        factors = [_splat(builder, builder.load(place)) for place in column]
+        pairs = [(factor, v) for factor in factors for v in row]
+        sums = zip(pairs, _unpack(builder, tile), strict=True)
+        return context.make_tuple(
+            builder, tile_type, [_call(builder, "fma", *pair, total) for pair, total in sums]
+        )
+
+    return tile_type(tile_type, a, types.intp, types.intp, b, types.intp), emit
+
+
+@njit
+def add_product(tile, a, i, row, step, b, j, b_step, depth):
+    """Add a product of depth `depth` to a tile.
+
+    Element (r, d) of the left factor is a[i + r * row + d * step], row d of the right one
+    b[j + d * b_step : ... + WIDTH].
+    """
+    for d in range(depth):
+        tile = add_outer_product(tile, a, i + d * step, row, b, j + d * b_step)
+    return tile

@@ -1,0 +1,146 @@
+"""The transforms of Winograd's F(4x4, 3x3), along one line of vectors and of whole tiles.
+
+Lavin & Gray, arXiv 1509.09308, section 4.3: B, G and A for the points 0, 1, -1, 2, -2 and infinity.
+Lines with the same coefficients up to sign share their sums: that is what a, b, c and e are.
+
+A tile is transformed along its columns into `patch`, a few lines of the L1 cache, and from there
+along its rows. Element (i, j) of a transformed tile goes to plane 6 * i + j.
+"""
+
+from __future__ import annotations
+
+import numpy
+from numba import njit
+
+from .host import LANES
+from .simd import gather, load_inside, load_line, scatter, splat, store_line
+
+PATCH = 36 * LANES  # floats
+
+
+@njit
+def number(value):
+    """Repeat a number in all lanes."""
+    return splat(numpy.float32(value))
+
+
+# ---- lines ----
+
+
+@njit
+def input_line(d):
+    """B^T d: 6 pixels -> 6 elements."""
+    d0, d1, d2, d3, d4, d5 = d
+    two, four, five = number(2), number(4), number(5)
+    a, b, c, e = d4 - four * d2, d3 - four * d1, d4 - d2, two * (d3 - d1)
+    return four * d0 - five * d2 + d4, a + b, a - b, c + e, c - e, four * d1 - five * d3 + d5
+
+
+@njit
+def output_line(m):
+    """A^T m: 6 elements -> 4 pixels."""
+    m0, m1, m2, m3, m4, m5 = m
+    a, b, c, e = m1 + m2, m1 - m2, m3 + m4, m3 - m4
+    return m0 + a + c, b + number(2) * e, a + number(4) * c, b + number(8) * e + m5
+
+
+@njit
+def gradient_line(g):
+    """A g: 4 pixels -> 6 elements."""
+    g0, g1, g2, g3 = g
+    a, b, c, e = g0 + g2, g1 + g3, g0 + number(4) * g2, number(2) * g1 + number(8) * g3
+    return g0, a + b, a - b, c + e, c - e, g3
+
+
+@njit
+def filter_line(w):
+    """G w: 3 weights -> 6 elements."""
+    w0, w1, w2 = w
+    sixth = number(1 / 6)
+    a, b = number(0) - sixth * (w0 + w2), sixth * w1
+    c, e = number(1 / 24) * w0 + sixth * w2, number(1 / 12) * w1
+    return number(1 / 4) * w0, a - b, a + b, c + e, c - e, w2
+
+
+@njit
+def filter_gradient_line(u):
+    """G^T u: 6 elements -> 3 weights."""
+    u0, u1, u2, u3, u4, u5 = u
+    sixth = number(1 / 6)
+    a, b, c = sixth * (u1 + u2), u3 + u4, u3 - u4
+    first = number(1 / 4) * u0 - a + number(1 / 24) * b
+    return first, sixth * (u2 - u1) + number(1 / 12) * c, sixth * b - a + u5
+
+
+@njit
+def add_lines(a, b):
+    """Add two lines of six vectors."""
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3], a[4] + b[4], a[5] + b[5]
+
+
+# ---- tiles ----
+
+
+@njit
+def transform_input(x, image, y0, x0, H, W, C, patch, v, at, plane):
+    """Write B^T d B of the 6x6 pixels from (y0, x0) on; x[image] is the image's first float."""
+    for j in range(6):
+        corner = image + (y0 * W + x0 + j) * C
+        rows = H if 0 <= x0 + j < W else 0
+        line = input_line(load_inside(x, corner, W * C, 6, y0, rows))
+        store_line(patch, j * LANES, 6 * LANES, line, 6)
+    for i in range(6):
+        line = input_line(load_line(patch, 6 * i * LANES, LANES, 6))
+        store_line(v, at + 6 * i * plane, plane, line, 6)
+
+
+@njit
+def transform_output(m, at, plane, patch, y, image, y0, x0, H, W, O):
+    """Write A^T m A to the 4x4 pixels from (y0, x0) on, as far as the image goes."""
+    for j in range(6):
+        line = output_line(load_line(m, at + j * plane, 6 * plane, 6))
+        store_line(patch, j * LANES, 6 * LANES, line, 4)
+    for i in range(min(4, H - y0)):
+        line = output_line(load_line(patch, 6 * i * LANES, LANES, 6))
+        store_line(y, image + ((y0 + i) * W + x0) * O, O, line, W - x0)
+
+
+@njit
+def transform_gradient(g, image, y0, x0, H, W, O, patch, d, at, plane):
+    """Write A g A^T of the 4x4 pixels from (y0, x0) on."""
+    for j in range(4):
+        corner = image + (y0 * W + x0 + j) * O
+        rows = H if x0 + j < W else 0
+        line = gradient_line(load_inside(g, corner, W * O, 4, y0, rows))
+        store_line(patch, j * LANES, 4 * LANES, line, 6)
+    for i in range(6):
+        line = gradient_line(load_line(patch, 4 * i * LANES, LANES, 4))
+        store_line(d, at + 6 * i * plane, plane, line, 6)
+
+
+@njit
+def transform_filter(w, first, step, tap, patch, u, at, plane):
+    """Write G w G^T of LANES filters, `step` apart, their nine weights `tap` apart."""
+    for j in range(3):
+        w0 = gather(w, first + j * tap, step)
+        w1 = gather(w, first + (3 + j) * tap, step)
+        w2 = gather(w, first + (6 + j) * tap, step)
+        store_line(patch, j * LANES, 3 * LANES, filter_line((w0, w1, w2)), 6)
+    for i in range(6):
+        line = filter_line(load_line(patch, 3 * i * LANES, LANES, 3))
+        store_line(u, at + 6 * i * plane, plane, line, 6)
+
+
+@njit
+def transform_filter_gradient(u, at, plane, part, parts, patch, dw, first, step):
+    """Write G^T u G for LANES filters; u is the sum of `parts` that lie `part` floats apart."""
+    for j in range(6):
+        total = load_line(u, at + j * plane, 6 * plane, 6)
+        for p in range(1, parts):
+            total = add_lines(total, load_line(u, at + p * part + j * plane, 6 * plane, 6))
+        store_line(patch, j * LANES, 6 * LANES, filter_gradient_line(total), 3)
+    for i in range(3):
+        w0, w1, w2 = filter_gradient_line(load_line(patch, 6 * i * LANES, LANES, 6))
+        scatter(dw, first + 3 * i, step, w0)
+        scatter(dw, first + 3 * i + 1, step, w1)
+        scatter(dw, first + 3 * i + 2, step, w2)

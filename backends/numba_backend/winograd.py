@@ -1,0 +1,277 @@
+"""3x3 convolutions of stride 1 with a quarter of the multiplications: Winograd's F(4x4, 3x3).
+
+Lavin & Gray, Fast Algorithms for Convolutional Neural Networks, arXiv 1509.09308, section 4.
+
+An image is cut into tiles of 4x4 output pixels. The 6x6 input pixels d of a tile and the filter g
+are transformed, multiplied element by element, and transformed back (`transforms.py`):
+
+    y = A^T [ (B^T d B) * (G g G^T) ] A        36 multiplications for 16 pixels; directly it is 144
+
+In between stands the sum over the input channels. So for each of the 36 elements there is a matrix
+product over all tiles, (tiles, C) @ (C, O). Tiles are taken in blocks that stay in the L2 cache:
+
+        x                  v [36][tiles][C]       m [36][tiles][O]             y
+    +--------+              +------+               +------+               +--------+
+    | 6x6 of |   B^T d B    |      |+   @ u[36]    |      |+   A^T m A    | 4x4 of |
+    | every  | -----------> |      || -----------> |      || -----------> | each   |
+    | tile   |              +------+|              +------+|              | tile   |
+    +--------+               +------+               +------+              +--------+
+
+The gradient with respect to x is a convolution too, with the filters turned round and their inputs
+and outputs exchanged. The one with respect to w is the transpose of all the above:
+
+    dw = G^T [ sum over tiles of (B^T d B) * (A dy A^T) ] G
+
+Its sums are taken over fixed parts of the batch, so they don't depend on the number of threads.
+
+The powers of the points cost precision: the error is some 1e-5 of the largest output, where a direct
+convolution's is 1e-7.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+from numba import get_thread_id, intp, njit, prange
+
+from ..base import Array, nchw
+from ..geometry import Padding, Shape
+from .arrays import aligned, flat, scratch
+from .compiler import kernel
+from .host import LANES, ROWS, WIDTH
+from .simd import add_product, clear, load_tile, store_tile, zero_tile
+from .transforms import (
+    PATCH, transform_filter, transform_filter_gradient, transform_gradient, transform_input,
+    transform_output,
+)  # fmt: skip
+
+F = 36  # elements of a transformed tile
+PLANE = LANES  # floats between planes: were they a power of two apart, all would fall into one set
+
+# ---- kernels: `shape` is (N, H, W, C, H', W', O, top, left) ----
+
+
+@njit
+def count_tiles(shape):
+    """Count the tiles of all images: (in all, in one row)."""
+    N, H, W, C, H_out, W_out, O, top, left = shape
+    across = (W_out + 3) // 4
+    return N * ((H_out + 3) // 4) * across, across
+
+
+@njit
+def position(tile, shape):
+    """Say where a tile lies: (image, first row, first column)."""
+    N, H, W, C, H_out, W_out, O, top, left = shape
+    across = (W_out + 3) // 4
+    line, column = divmod(tile, across)
+    n, row = divmod(line, (H_out + 3) // 4)
+    return n, 4 * row, 4 * column
+
+
+@njit
+def transform_inputs(x, shape, first, count, patch, v, at, plane):
+    """Transform the pixels of tiles first ... first + count - 1 to v[36][tiles][C]."""
+    N, H, W, C, H_out, W_out, O, top, left = shape
+    for t in range(count):
+        n, row, column = position(first + t, shape)
+        for c in range(0, C, LANES):
+            image = n * H * W * C + c
+            place = at + t * C + c
+            transform_input(x, image, row - top, column - left, H, W, C, patch, v, place, plane)
+
+
+@njit
+def transform_outputs(m, at, plane, shape, first, count, patch, y):
+    """Transform m[36][tiles][O] to the pixels of tiles first ... first + count - 1."""
+    N, H, W, C, H_out, W_out, O, top, left = shape
+    for t in range(count):
+        n, row, column = position(first + t, shape)
+        for o in range(0, O, LANES):
+            image = n * H_out * W_out * O + o
+            place = at + t * O + o
+            transform_output(m, place, plane, patch, y, image, row, column, H_out, W_out, O)
+
+
+@njit
+def transform_gradients(g, shape, first, count, patch, d, at, plane):
+    """Transform the gradients of tiles first ... first + count - 1 to d[36][tiles][O]."""
+    N, H, W, C, H_out, W_out, O, top, left = shape
+    for t in range(count):
+        n, row, column = position(first + t, shape)
+        for o in range(0, O, LANES):
+            image = n * H_out * W_out * O + o
+            place = at + t * O + o
+            transform_gradient(g, image, row, column, H_out, W_out, O, patch, d, place, plane)
+
+
+@kernel("void(float32[::1], float32[::1], UniTuple(intp, 6))")
+def transform_filters(w, u, places):
+    """u [36][O/WIDTH][C][WIDTH] = G w G^T; w[c * c_step + o * o_step + first] is a filter's first."""
+    C, O, c_step, o_step, first, tap = places
+    for vector in prange(O // LANES):
+        patch = numpy.empty(PATCH, numpy.float32)
+        o = intp(vector) * LANES
+        for c in range(C):
+            panel = o // WIDTH * WIDTH * C + c * WIDTH + o % WIDTH
+            weights = c * c_step + o * o_step + first
+            transform_filter(w, weights, o_step, tap, patch, u, panel, C * O)
+
+
+@kernel("void(float32[::1], float32[::1], float32[::1], float32[::1], UniTuple(intp, 9), intp)")
+def convolve(x, u, y, space, shape, block):
+    """y (N, H', W', O) = x (N, H, W, C) convolved with the filters that u was made from."""
+    C, O, tiles = shape[3], shape[6], count_tiles(shape)[0]
+    v_plane, m_plane = block * C + PLANE, block * O + PLANE
+    share = PATCH + F * (v_plane + m_plane)
+    for b in prange((tiles + block - 1) // block):
+        patch = space[get_thread_id() * share :]
+        v = patch[PATCH:]
+        m = v[F * v_plane :]
+        first = intp(b) * block
+        count = min(block, tiles - first)
+        transform_inputs(x, shape, first, count, patch, v, 0, v_plane)
+        for f in range(F):
+            for o in range(0, O, WIDTH):
+                for t in range(0, count, ROWS):
+                    tile = add_product(
+                        zero_tile(), v, f * v_plane + t * C, C, 1, u, (f * O + o) * C, WIDTH, C
+                    )
+                    store_tile(m, f * m_plane + t * O + o, O, tile, ROWS)
+        transform_outputs(m, 0, m_plane, shape, first, count, patch, y)
+
+
+@njit
+def add_transposed_product(v, vi, tiles, C, d, di, O, u, ui, c_start, c_end):
+    """u (C, O) += v (tiles, C)^T @ d (tiles, O), in the rows from c_start to c_end."""
+    for c in range(c_start, c_end, ROWS):
+        for o in range(0, O, WIDTH):
+            at = ui + c * O + o
+            tile = add_product(load_tile(u, at, O), v, vi + c, 1, C, d, di + o, O, tiles)
+            store_tile(u, at, O, tile, ROWS)
+
+
+@kernel(
+    "void(float32[::1], float32[::1], float32[::1], float32[::1], UniTuple(intp, 9), intp, intp)"
+)
+def correlate(x, g, u, space, shape, block, parts):
+    """u [parts][36][C][O]: sums over the tiles of a part of the batch."""
+    C, O, tiles = shape[3], shape[6], count_tiles(shape)[0]
+    v_plane, d_plane = block * C + PLANE, block * O + PLANE
+    share = PATCH + F * (v_plane + d_plane)
+    for p in prange(parts):
+        part, patch = intp(p), space[get_thread_id() * share :]
+        v = patch[PATCH:]
+        d = v[F * v_plane :]
+        clear(u, part * F * C * O, F * C * O)
+        end = tiles * (part + 1) // parts
+        for first in range(tiles * part // parts, end, block):
+            count = min(block, end - first)
+            transform_inputs(x, shape, first, count, patch, v, 0, v_plane)
+            transform_gradients(g, shape, first, count, patch, d, 0, d_plane)
+            for f in range(F):
+                mine = (part * F + f) * C * O
+                add_transposed_product(
+                    v, f * v_plane, count, C, d, f * d_plane, O, u, mine, 0, C
+                )
+
+
+@kernel(
+    "void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1], float32[::1],"
+    "UniTuple(intp, 9), intp)"
+)
+def correlate_at_once(x, g, u, space, v, d, shape, block):
+    """u [36][C][O]: the same with all tiles in memory, for filters larger than the images."""
+    C, O, tiles = shape[3], shape[6], count_tiles(shape)[0]
+    v_plane, d_plane = tiles * C + PLANE, tiles * O + PLANE
+    for b in prange((tiles + block - 1) // block):
+        patch = space[get_thread_id() * PATCH :]
+        first = intp(b) * block
+        count = min(block, tiles - first)
+        transform_inputs(x, shape, first, count, patch, v, first * C, v_plane)
+        transform_gradients(g, shape, first, count, patch, d, first * O, d_plane)
+    bands = C // WIDTH
+    for i in prange(F * bands):
+        f, band = divmod(intp(i), bands)
+        start = band * WIDTH
+        clear(u, (f * C + start) * O, WIDTH * O)
+        add_transposed_product(
+            v, f * v_plane, tiles, C, d, f * d_plane, O, u, f * C * O, start, start + WIDTH
+        )
+
+
+@kernel("void(float32[::1], float32[::1], intp, intp, intp)")
+def transform_filter_gradients(u, dw, C, O, parts):
+    """dw (O, C, 3, 3) = G^T (sum of the parts of u) G."""
+    for vector in prange(O // LANES):
+        patch = numpy.empty(PATCH, numpy.float32)
+        o = intp(vector) * LANES
+        for c in range(C):
+            transform_filter_gradient(
+                u, c * O + o, C * O, F * C * O, parts, patch, dw, (o * C + c) * 9, 9 * C
+            )
+
+
+# ---- a convolution and its gradients ----
+
+
+def conv2d(x: Array, w: Array, *, padding: Padding, **at: Any) -> Array:
+    """Cross-correlate x (N, C, H, W) with w (O, C, 3, 3)."""
+    O, C, _, _ = w.shape
+    (top, bottom), (left, right) = padding
+    out = x.shape[2] + top + bottom - 2, x.shape[3] + left + right - 2
+    return _convolve(x, w, (C, O, 9, 9 * C, 0, 1), out=out, corner=(top, left))
+
+
+def conv2d_input_grad(
+    g: Array, w: Array, *, x_shape: Shape, padding: Padding, **at: Any
+) -> Array:
+    """Gradient with respect to x: g (N, O, H', W') -> (N, C, H, W)."""
+    O, C, _, _ = w.shape
+    (top, _), (left, _) = padding
+    turned = (O, C, 9 * C, 9, 8, -1)  # from the last of the nine weights to the first
+    return _convolve(g, w, turned, out=x_shape[2:], corner=(2 - top, 2 - left))
+
+
+def _convolve(
+    x: Array, w: Array, places: tuple[int, ...], *, out: tuple[int, ...], corner: tuple[int, int]
+) -> Array:
+    (N, C, H, W), O = x.shape, places[1]
+    u = aligned(F * C * O)
+    transform_filters(flat(w.reshape(O, -1)), u, places)
+    y, block = aligned(N * out[0] * out[1] * O), tiles_per_block(C, O)
+    space = scratch(PATCH + F * (block * (C + O) + 2 * PLANE))
+    convolve(flat(x), u, y, space, (N, H, W, C, *out, O, *corner), block)
+    return nchw(y.reshape(N, *out, O))
+
+
+def conv2d_weight_grad(
+    g: Array, x: Array, *, w_shape: Shape, padding: Padding, **at: Any
+) -> Array:
+    """Gradient with respect to w: g (N, O, H', W'), x (N, C, H, W) -> (O, C, 3, 3)."""
+    (N, C, H, W), (_, O, H_out, W_out) = x.shape, g.shape
+    shape = (N, H, W, C, H_out, W_out, O, padding[0][0], padding[1][0])
+    tiles, parts = N * -(-H_out // 4) * -(-W_out // 4), parts_of_batch(C, O)
+    if parts * C * O >= tiles * (C + O):
+        parts, u = 1, aligned(F * C * O)
+        v, d = aligned(F * (tiles * C + PLANE)), aligned(F * (tiles * O + PLANE))
+        correlate_at_once(flat(x), flat(g), u, scratch(PATCH), v, d, shape, ROWS)
+    else:
+        u, block = aligned(parts * F * C * O), tiles_per_block(C, O)
+        space = scratch(PATCH + F * (block * (C + O) + 2 * PLANE))
+        correlate(flat(x), flat(g), u, space, shape, block, parts)
+    dw = numpy.empty(w_shape, numpy.float32)
+    transform_filter_gradients(u, dw.reshape(-1), C, O, parts)
+    return dw
+
+
+def tiles_per_block(C: int, O: int) -> int:
+    """Fill half a megabyte, a half of an L2 cache, with 36 (C + O) floats for each tile."""
+    fitting = 2**17 // (F * (C + O))
+    return min(max(fitting // ROWS * ROWS, 32), 64)
+
+
+def parts_of_batch(C: int, O: int) -> int:
+    """Cut the batch into so many parts that their sums, 36 C O floats each, fill a megabyte."""
+    return min(max(2**18 // (F * C * O), 4), 16)
