@@ -12,9 +12,10 @@ endif
 train: .venv/with-test  ## a short training on the built-in shapes, no download
 	$(BIN)/python examples/05_resnet_cifar10.py --images 4000 --epochs 5
 
-# Two processes with one BLAS thread each: threads that wait for each other spin, and the tests' matrices
-# are too small to share.
-test: export OPENBLAS_NUM_THREADS = 1
+# Two processes with one thread each, of BLAS and of kernels: threads that wait for each other spin, and the
+# tests' arrays are too small to share. (Tests about threads start processes of their own.)
+test coverage: export OPENBLAS_NUM_THREADS = 1
+test coverage: export NUMBA_NUM_THREADS = 1
 test: .venv/with-test  ## make test PYTEST="-m 'not slow' -k conv"
 	$(BIN)/python -m pytest --numprocesses 2 $(PYTEST)
 
@@ -29,7 +30,6 @@ bench: .venv/with-peers  ## against PyTorch
 # Every line and branch of the core, by the tests that are about it.
 CORE := tinygrad_cnn/autograd.py,tinygrad_cnn/tensor.py,tinygrad_cnn/ops/*,backends/base.py,$\
 	backends/geometry.py,backends/numpy_backend.py
-coverage: export OPENBLAS_NUM_THREADS = 1
 coverage: .venv/with-test
 	$(BIN)/python -m coverage run -m pytest --quiet tests/test_*.py -m "not slow"
 	$(BIN)/python -m coverage report --fail-under 100 --include "$(CORE)"

@@ -6,7 +6,7 @@
 A kernel takes flat contiguous arrays and numbers, and its signature says so. Left to itself, Numba
 compiles anew for every layout or read-only flag that it meets, in mid-training, a second each. `T`
 stands for float32 or float64: one body, two compiled versions, each made when it is first needed
-and picked by the dtype of the first argument. `cache.py` keeps the machine code on disk.
+and picked by the dtype of the first argument. `disk_cache.py` keeps the machine code on disk.
 
 Modules with kernels import Numba at their top (for `prange`), so they are imported where they are
 used; this module isn't heavy.
@@ -49,7 +49,7 @@ class Kernel:
 
     def compile(self, dtype: Any = None) -> Callable[..., None]:
         """Compile the version for a dtype, or load it from the disk cache."""
-        from .cache import compiled
+        from .disk_cache import compiled
 
         if self.dtypes and dtype not in self.dtypes:
             wanted = " or ".join(map(str, self.dtypes))
