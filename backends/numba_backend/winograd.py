@@ -87,7 +87,7 @@ def transform_inputs(x, shape, first, count, patch, v, at, plane):
 
 
 @njit
-def transform_outputs(m, at, plane, shape, first, count, patch, y):
+def transform_outputs(m, at, plane, shape, first, count, patch, y, plus):
     """Transform m[36][tiles][O] to the pixels of tiles first ... first + count - 1."""
     N, H, W, C, H_out, W_out, O, top, left = shape
     for t in range(count):
@@ -95,7 +95,7 @@ def transform_outputs(m, at, plane, shape, first, count, patch, y):
         for o in range(0, O, LANES):
             image = n * H_out * W_out * O + o
             place = at + t * O + o
-            transform_output(m, place, plane, patch, y, image, row, column, H_out, W_out, O)
+            transform_output(m, place, plane, patch, y, plus, image, row, column, H_out, W_out, O)
 
 
 @njit
@@ -140,9 +140,12 @@ def transform_filters(w, u, places):
             transform_filter(w, weights, o_step, tap, patch, u, panel, C * O)
 
 
-@kernel("void(float32[::1], float32[::1], float32[::1], float32[::1], UniTuple(intp, 9), intp)")
-def convolve(x, u, y, space, shape, block):
-    """y (N, H', W', O) = x (N, H, W, C) convolved with the filters that u was made from."""
+@kernel(
+    "void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1],"
+    "UniTuple(intp, 9), intp)"
+)
+def convolve(x, u, y, plus, space, shape, block):
+    """y (N, H', W', O) = x (N, H, W, C) convolved with u's filters, and `plus` unless empty."""
     C, O, tiles = shape[3], shape[6], count_tiles(shape)[0]
     v_plane, m_plane = block * C + PLANE, block * O + PLANE
     share = PATCH + F * (v_plane + m_plane)
@@ -156,13 +159,14 @@ def convolve(x, u, y, space, shape, block):
         for f in range(F):
             fetch(x, first + block, block, tiles, f, 0)
             fetch(y, first, count, tiles, f, 1)
+            fetch(plus, first, count, tiles, f, 0)
             for o in range(0, O, WIDTH):
                 for t in range(0, count, ROWS):
                     tile = add_product(
                         zero_tile(), v, f * v_plane + t * C, C, 1, u, (f * O + o) * C, WIDTH, C
                     )
                     store_tile(m, f * m_plane + t * O + o, O, tile, ROWS)
-        transform_outputs(m, 0, m_plane, shape, first, count, patch, y)
+        transform_outputs(m, 0, m_plane, shape, first, count, patch, y, plus)
 
 
 @njit
@@ -247,23 +251,30 @@ def conv2d(x: Array, w: Array, *, padding: Padding, **at: Any) -> Array:
     return _convolve(x, w, (C, O, 9, 9 * C, 0, 1), out=out, corner=(top, left))
 
 
-def conv2d_input_grad(g: Array, w: Array, *, x_shape: Shape, padding: Padding, **at: Any) -> Array:
-    """Gradient with respect to x: g (N, O, H', W') -> (N, C, H, W)."""
+def conv2d_input_grad(
+    g: Array, w: Array, plus: Array = None, *, x_shape: Shape, padding: Padding, **at: Any
+) -> Array:
+    """Gradient with respect to x, added to `plus` if given: g (N, O, H', W') -> (N, C, H, W)."""
     O, C, _, _ = w.shape
     (top, _), (left, _) = padding
     turned = (O, C, 9 * C, 9, 8, -1)  # from the last of the nine weights to the first
-    return _convolve(g, w, turned, out=x_shape[2:], corner=(2 - top, 2 - left))
+    return _convolve(g, w, turned, out=x_shape[2:], corner=(2 - top, 2 - left), plus=plus)
+
+
+conv2d_input_grad_add = conv2d_input_grad
 
 
 def _convolve(
-    x: Array, w: Array, places: tuple[int, ...], *, out: tuple[int, ...], corner: tuple[int, int]
-) -> Array:
+    x: Array, w: Array, places: tuple[int, ...], *, out: tuple[int, ...], corner: tuple[int, int],
+    plus: Array = None,
+) -> Array:  # fmt: skip
     (N, C, H, W), O = x.shape, places[1]
     u = aligned(F * C * O)
     transform_filters(flat(w.reshape(O, -1)), u, places)
     y, block = aligned(N * out[0] * out[1] * O), tiles_per_block(C, O)
     space = scratch(PATCH + F * (block * (C + O) + 2 * PLANE))
-    convolve(flat(x), u, y, space, (N, H, W, C, *out, O, *corner), block)
+    added = y[:0] if plus is None else flat(plus)
+    convolve(flat(x), u, y, added, space, (N, H, W, C, *out, O, *corner), block)
     return nchw(y.reshape(N, *out, O))
 
 
