@@ -222,7 +222,7 @@ def dropout(
 
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     """x where positive, else negative_slope * x."""
-    return elementwise.leaky_relu(x, negative_slope=negative_slope)
+    return elementwise.where(x, x * negative_slope, condition=x.data > 0)
 
 
 def gelu(x: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from ..geometry import Padding, Pair, Shape, output_size
 from .arrays import aligned, flat, scratch
 from .compiler import kernel
 from .host import ROWS, WIDTH
+from .pointwise import add
 from .simd import add_product, clear, copy, load_tile, prefetch, store_tile, zero_tile
 
 BAND = 8  # rows of y that share a copy of the rows of x which they read
@@ -202,14 +203,14 @@ def conv2d(
     )
     y = _empty(len(x), *out, O)
     _sum_taps(x, _filters(w), _taps(kernel, padding, dilation), y, step_x=stride)
-    return nchw(y[..., :O])
+    return nchw(_narrowed(y, O))
 
 
 def conv2d_input_grad(
     g: Array, w: Array, *, x_shape: Shape, stride: Pair, padding: Padding, dilation: Pair,
-    **at: Any,
+    plus: Array = None, **at: Any,
 ) -> Array:  # fmt: skip
-    """Gradient of conv2d with respect to x: g (N, O, H', W') -> (N, C, H, W)."""
+    """Gradient with respect to x, and `plus` if given: g (N, O, H', W') -> (N, C, H, W)."""
     (N, C, H, W), (sh, sw) = x_shape, stride
     dx, filters = _empty(N, H, W, C), _filters(w.swapaxes(0, 1))  # (taps, O, C)
     # In reverse, so that the columns that a phase's taps read rise.
@@ -222,7 +223,8 @@ def conv2d_input_grad(
         ]
         chosen = filters[[t for t, _ in met]]
         _sum_taps(g, chosen, [tap for _, tap in met], dx, first_y=(y0, x0), step_y=stride)
-    return nchw(dx[..., :C])
+    dx = nchw(_narrowed(dx, C))
+    return dx if plus is None else add(dx, plus, out=dx)
 
 
 def conv2d_weight_grad(
@@ -264,6 +266,11 @@ def _filters(w: Array) -> Array:
 def _empty(N: int, H: int, W: int, C: int) -> Array:
     """Allocate images (N, H, W, C or more)."""
     return aligned(N * H * W * wide(C)).reshape(N, H, W, wide(C))
+
+
+def _narrowed(y: Array, O: int) -> Array:
+    """Give the first O channels of y (N, H, W, O or more)."""
+    return numpy.ascontiguousarray(y[..., :O])
 
 
 def _widened(g: Array) -> Array:

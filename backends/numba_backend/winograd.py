@@ -252,16 +252,13 @@ def conv2d(x: Array, w: Array, *, padding: Padding, **at: Any) -> Array:
 
 
 def conv2d_input_grad(
-    g: Array, w: Array, plus: Array = None, *, x_shape: Shape, padding: Padding, **at: Any
+    g: Array, w: Array, *, x_shape: Shape, padding: Padding, plus: Array = None, **at: Any
 ) -> Array:
-    """Gradient with respect to x, added to `plus` if given: g (N, O, H', W') -> (N, C, H, W)."""
+    """Gradient with respect to x, and `plus` if given: g (N, O, H', W') -> (N, C, H, W)."""
     O, C, _, _ = w.shape
     (top, _), (left, _) = padding
     turned = (O, C, 9 * C, 9, 8, -1)  # from the last of the nine weights to the first
     return _convolve(g, w, turned, out=x_shape[2:], corner=(2 - top, 2 - left), plus=plus)
-
-
-conv2d_input_grad_add = conv2d_input_grad
 
 
 def _convolve(
