@@ -34,7 +34,7 @@ def _isa() -> tuple[str, int, int]:
     if "zmm" in assembly:
         return "AVX-512", 16, 32
     if "ymm" in assembly:
-        return "AVX2", 8, 16
+        return "AVX", 8, 16
     return ("NEON", 4, 32) if ".4s" in assembly else ("SSE", 4, 16)
 
 
@@ -43,4 +43,4 @@ ISA, LANES, REGISTERS = _isa()
 # to a half of the registers: enough in flight to hide the latency of a multiply-add.
 WIDTH = 16
 COLUMNS = WIDTH // LANES
-ROWS = 8 if LANES == WIDTH else 4
+ROWS = min(8, REGISTERS // (2 * COLUMNS))

@@ -1,0 +1,304 @@
+"""Winograd's and the direct convolution: what float64 says, for every geometry that they serve."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tinygrad_cnn as tg
+from tinygrad_cnn import models, train
+from tinygrad_cnn.backends import get
+from tinygrad_cnn.backends.base import nhwc
+from tinygrad_cnn.backends.geometry import conv2d_settings
+from tinygrad_cnn.backends.numba_backend import arrays, direct, host, transforms, winograd
+from tinygrad_cnn.testing import channels_last, conv2d_cases
+
+NUMBA, NUMPY = get("numba"), get("numpy")
+ONE = dict(stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1)
+
+
+def images(rng, *shape):
+    return channels_last(rng.standard_normal(shape).astype(np.float32))
+
+
+def results(module, x, w, g, **at):
+    """Run a convolution and its gradients."""
+    return (
+        module.conv2d(x, w, **at),
+        module.conv2d_input_grad(g, w, x_shape=x.shape, **at),
+        module.conv2d_weight_grad(g, x, w_shape=w.shape, **at),
+    )
+
+
+def exact(x, w, g, **at):
+    return results(NUMPY, *(np.float64(a) for a in (x, w, g)), **at)
+
+
+def errors(ours, expected):
+    """Give each result's largest error, as a part of the largest value."""
+    assert [a.shape for a in ours] == [b.shape for b in expected]
+    assert {a.dtype.name for a in ours} == {"float32"}
+    return [
+        np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-30)
+        for a, b in zip(ours, expected, strict=True)
+    ]
+
+
+# ---- what runs when ----
+
+
+@pytest.mark.parametrize(
+    ("path", "x", "w", "changes"),
+    [
+        ("winograd", (2, 16, 8, 8), (32, 16, 3, 3), {}),
+        ("winograd", (1, 48, 1, 7), (16, 48, 3, 3), dict(padding=((2, 0), (1, 1)))),
+        ("direct", (2, 3, 8, 8), (16, 3, 3, 3), {}),
+        ("direct", (2, 16, 8, 8), (24, 16, 3, 3), {}),
+        ("direct", (2, 16, 8, 8), (16, 16, 3, 3), dict(stride=(2, 2))),
+        ("direct", (2, 16, 8, 8), (16, 16, 3, 3), dict(dilation=(2, 2))),
+        ("direct", (2, 16, 8, 8), (16, 16, 1, 1), {}),
+        ("direct", (2, 16, 8, 8), (16, 16, 5, 5), {}),
+        ("reference", (2, 16, 8, 8), (16, 8, 3, 3), dict(groups=2)),
+        ("reference", (0, 16, 8, 8), (16, 16, 3, 3), {}),
+    ],
+)
+def test_the_table_of_paths(path, x, w, changes):
+    at = ONE | changes
+    g = (x[0], w[0], 8, 8)
+    assert NUMBA.choose("conv2d", shapes=(x, w), dtype="float32", **at) == path
+    assert NUMBA.choose("conv2d", shapes=(x, w), dtype="float64", **at) == "reference"
+    for kernel, shapes, told in (
+        ("conv2d_input_grad", (g, w), dict(x_shape=x)),
+        ("conv2d_weight_grad", (g, x), dict(w_shape=w)),
+    ):
+        assert NUMBA.choose(kernel, shapes=shapes, dtype="float32", **told, **at) == path
+
+
+@pytest.mark.parametrize("module", [winograd, direct])
+def test_the_chosen_path_runs(module, monkeypatch):
+    used = []
+    for kernel in ("conv2d", "conv2d_input_grad", "conv2d_weight_grad"):
+        monkeypatch.setattr(module, kernel, lambda *a, kernel=kernel, **s: used.append(kernel))
+    for cached in _caches():
+        cached.cache_clear()
+    at = ONE | (dict(stride=(2, 2)) if module is direct else {})
+    x, w = np.zeros((1, 16, 4, 4), np.float32), np.zeros((16, 16, 3, 3), np.float32)
+    results(NUMBA, x, w, x, **at)
+    for cached in _caches():
+        cached.cache_clear()
+    assert used == ["conv2d", "conv2d_input_grad", "conv2d_weight_grad"]
+
+
+def _caches():
+    from tinygrad_cnn.backends import numba_backend
+
+    return [numba_backend._function]
+
+
+# ---- against the reference in float64 ----
+
+
+@given(conv2d_cases(dtype="float32", channels=st.sampled_from([1, 3, 16, 17, 32])))
+def test_direct_convolution_of_any_geometry(case):
+    x, w, settings = case
+    at = conv2d_settings(x.shape, w.shape, **settings)
+    g = images(np.random.default_rng(0), *NUMPY.conv2d(x, w, **at).shape)
+    module = NUMBA if at["groups"] > 1 or not x.size else direct
+    assert max(errors(results(module, x, w, g, **at), exact(x, w, g, **at))) < 3e-6
+
+
+sides, pads = st.integers(1, 14), st.tuples(st.integers(0, 3), st.integers(0, 3))
+sixteens = st.sampled_from([16, 32, 48])
+
+
+@given(st.integers(1, 5), sixteens, sixteens, sides, sides, pads, pads, st.integers(0, 99))
+def test_winograd_of_any_size_and_padding(N, C, O, H, W, rows, columns, seed):
+    rng = np.random.default_rng(seed)
+    H, W = max(H, 3 - sum(rows)), max(W, 3 - sum(columns))
+    at = ONE | dict(padding=(rows, columns))
+    x, w = images(rng, N, C, H, W), rng.standard_normal((O, C, 3, 3)).astype(np.float32)
+    g = images(rng, N, O, H + sum(rows) - 2, W + sum(columns) - 2)
+    assert max(errors(results(winograd, x, w, g, **at), exact(x, w, g, **at))) < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("N", "side", "C", "O"),
+    [(16, 32, 16, 16), (16, 16, 32, 32), (64, 8, 64, 64), (2, 14, 256, 256), (2, 7, 512, 512)],
+)
+def test_the_error_of_winograd(N, side, C, O):
+    """As the papers' layers have it: printed with -rP, and limited."""
+    rng = np.random.default_rng(0)
+    x, g = images(rng, N, C, side, side), images(rng, N, O, side, side)
+    w = (rng.standard_normal((O, C, 3, 3)) / np.sqrt(9 * C)).astype(np.float32)
+    forward, dx, dw = errors(results(winograd, x, w, g, **ONE), exact(x, w, g, **ONE))
+    print(f"{C:4} channels, {side:2} pixels: forward {forward:.1e}, dx {dx:.1e}, dw {dw:.1e}")
+    assert max(forward, dx) < 2e-5
+    assert dw < 5e-5
+
+
+@pytest.mark.parametrize(("module", "stride"), [(winograd, 1), (direct, 1), (direct, 2)])
+def test_the_gradient_that_waits_is_added(module, stride):
+    rng, at = np.random.default_rng(0), ONE | dict(stride=(stride, stride))
+    x, w = images(rng, 2, 16, 6, 6), rng.standard_normal((32, 16, 3, 3)).astype(np.float32)
+    g, plus = images(rng, 2, 32, 6 // stride, 6 // stride), images(rng, *x.shape)
+    kept = plus.copy()
+    alone = module.conv2d_input_grad(g, w, x_shape=x.shape, **at)
+    both = module.conv2d_input_grad(g, w, x_shape=x.shape, plus=plus, **at)
+    np.testing.assert_allclose(both, alone + plus, atol=1e-5)
+    np.testing.assert_array_equal(plus, kept)
+
+
+def test_scratch_memory_has_no_say(monkeypatch):
+    """What an earlier kernel left there, NaN at worst, must not be seen."""
+
+    def poisoned(size, monkey=arrays.scratch):
+        space = monkey(size)
+        space[:] = np.nan
+        return space
+
+    rng = np.random.default_rng(0)
+    for module in (winograd, direct):
+        monkeypatch.setattr(module, "scratch", poisoned)
+        x, w = images(rng, 3, 16, 7, 5), rng.standard_normal((16, 16, 3, 3)).astype(np.float32)
+        g = images(rng, 3, 16, 7, 5)
+        assert max(errors(results(module, x, w, g, **ONE), exact(x, w, g, **ONE))) < 2e-5
+
+
+def test_a_nan_is_not_lost():
+    rng = np.random.default_rng(0)
+    x, w = images(rng, 1, 16, 9, 9), rng.standard_normal((16, 16, 3, 3)).astype(np.float32)
+    x[0, 5, 4, 4] = np.nan
+    for module in (winograd, direct):
+        assert np.isnan(module.conv2d(x, w, **ONE)[0, :, 3:6, 3:6]).all()
+
+
+# ---- the transforms ----
+
+B = np.array([
+    [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1],
+])  # fmt: skip
+G = np.array([
+    [1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
+    [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1],
+])  # fmt: skip
+A = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
+
+
+@pytest.mark.parametrize(
+    ("line", "matrix"),
+    [
+        (transforms.input_line, B),
+        (transforms.output_line, A),
+        (transforms.gradient_line, A.T),
+        (transforms.filter_line, G),
+        (transforms.filter_gradient_line, G.T),
+    ],
+)
+def test_lines_are_products_with_the_papers_matrices(line, matrix):
+    from numba import njit
+
+    from tinygrad_cnn.backends.numba_backend.simd import load_line, store_line
+
+    rows, columns = matrix.shape
+
+    @njit
+    def run(a, out):
+        store_line(out, 0, host.LANES, line(load_line(a, 0, host.LANES, columns)), rows)
+
+    a = np.random.default_rng(0).standard_normal((columns, host.LANES)).astype(np.float32)
+    out = np.zeros((rows, host.LANES), np.float32)
+    run(a.ravel(), out.ravel())
+    np.testing.assert_allclose(out, matrix @ a, atol=1e-5)
+
+
+def test_the_papers_matrices_make_a_convolution():
+    d, g = np.random.default_rng(0).standard_normal((2, 6, 6))
+    y = A @ ((B @ d @ B.T) * (G @ g[:3, :3] @ G.T)) @ A.T
+    direct = [[(d[i : i + 3, j : j + 3] * g[:3, :3]).sum() for j in range(4)] for i in range(4)]
+    np.testing.assert_allclose(y, direct)
+
+
+# ---- promises about whole runs ----
+
+
+def test_float32_training_agrees_with_the_reference_at_the_first_step():
+    rng = np.random.default_rng(0)
+    x, labels = images(rng, 8, 3, 32, 32), rng.integers(0, 10, 8)
+    gradients = []
+    for backend in ("numba", "numpy"):
+        with tg.use_backend(backend):
+            net = models.build("resnet8", rng=np.random.default_rng(1))
+            loss = net.loss(net(tg.Tensor(x)), labels)
+            loss.backward()
+            gradients.append([loss.numpy(), *(p.grad.numpy() for p in net.parameters())])
+    for ours, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+def test_float32_training_follows_the_reference():
+    curves = {}
+    for backend in ("numba", "numpy"):
+        with tg.use_backend(backend):
+            curves[backend] = losses_of_an_epoch()
+    smooth = {name: np.convolve(c, np.ones(10) / 10, "valid") for name, c in curves.items()}
+    np.testing.assert_allclose(curves["numba"][:3], curves["numpy"][:3], rtol=1e-4)
+    np.testing.assert_allclose(smooth["numba"], smooth["numpy"], rtol=0.1)
+
+
+def losses_of_an_epoch():
+    train_set, _ = tg.data.load(images=1280)
+    statistics = tg.data.channel_statistics(train_set.images)
+    loader = tg.data.Loader(train_set, 32, seed=0, normalize=statistics)
+    net = models.build("resnet8", rng=np.random.default_rng(1))
+    optimizer = tg.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
+    return [train.train_step(net, optimizer, x, y)[0] for x, y in loader.epoch(0)]
+
+
+DIGESTS = """
+import hashlib, numpy as np
+from tinygrad_cnn.backends import get
+from tinygrad_cnn.backends.numba_backend import threads
+
+numba, rng = get("numba"), np.random.default_rng(0)
+
+def everything():
+    for C, O, k, stride in (16, 32, 3, 1), (128, 128, 3, 1), (3, 16, 3, 2), (16, 16, 5, 1):
+        pads = ((k // 2, k // 2), (k // 2, k // 2))
+        at = dict(stride=(stride, stride), padding=pads, dilation=(1, 1), groups=1)
+        x = rng.standard_normal((5, 11, 11, C)).astype("f").transpose(0, 3, 1, 2)
+        w = rng.standard_normal((O, C, k, k)).astype("f")
+        y = numba.conv2d(x, w, **at)
+        yield from (y, numba.conv2d_input_grad(y, w, x_shape=x.shape, **at))
+        yield numba.conv2d_weight_grad(y, x, w_shape=w.shape, **at)
+
+for n in 1, 2, 3:
+    threads.set_threads(n)
+    rng, digest = np.random.default_rng(0), hashlib.sha256()
+    for a in everything():
+        digest.update(np.ascontiguousarray(a))
+    print(digest.hexdigest())
+"""
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "3", "OMP_WAIT_POLICY": "passive"}
+    command = [sys.executable, "-c", DIGESTS]
+    digests = subprocess.check_output(command, env=environment, text=True).split()
+    assert len(digests) == 3
+    assert len({*digests}) == 1
+
+
+def test_results_are_channels_last():
+    rng = np.random.default_rng(0)
+    for C, O in (16, 16), (3, 24):
+        x, w = images(rng, 2, C, 6, 5), rng.standard_normal((O, C, 3, 3)).astype(np.float32)
+        y, dx, dw = results(NUMBA, x, w, images(rng, 2, O, 6, 5), **ONE)
+        assert nhwc(y).flags.c_contiguous
+        assert nhwc(dx).flags.c_contiguous
+        assert dw.flags.c_contiguous

@@ -1,0 +1,169 @@
+"""The SIMD vocabulary: each word does to vectors what NumPy does to arrays."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from numba import njit
+
+from tinygrad_cnn.backends.numba_backend import host
+from tinygrad_cnn.backends.numba_backend.host import LANES, ROWS, WIDTH
+from tinygrad_cnn.backends.numba_backend.simd import (
+    add_lines,
+    add_product,
+    clear,
+    copy,
+    fma,
+    gather,
+    load,
+    load_inside,
+    load_line,
+    load_tile,
+    maximum,
+    prefetch,
+    scatter,
+    splat,
+    store,
+    store_line,
+    store_tile,
+    zero_tile,
+)  # fmt: skip
+
+RNG = np.random.default_rng(0)
+
+
+def values(n):
+    return RNG.standard_normal(n).astype(np.float32)
+
+
+@njit
+def arithmetic(a, b, out):
+    x, y = load(a, 1), load(b, 2)
+    store(out, 0, x + y)
+    store(out, LANES, x - y)
+    store(out, 2 * LANES, x * y)
+    store(out, 3 * LANES, fma(x, y, splat(np.float32(0.5))))
+    store(out, 4 * LANES, maximum(x, y))
+
+
+def test_arithmetic_from_any_place():
+    a, b, out = values(LANES + 1), values(LANES + 2), np.zeros(5 * LANES, np.float32)
+    arithmetic(a, b, out)
+    x, y = a[1:], b[2:]
+    exact = np.float64(x) * y + 0.5
+    expected = [x + y, x - y, x * y, exact.astype(np.float32), np.maximum(x, y)]
+    np.testing.assert_array_equal(out.reshape(5, LANES), expected)
+
+
+@njit
+def take_maximum(a, b, out):
+    store(out, 0, maximum(load(a, 0), load(b, 0)))
+
+
+def test_maximum_gives_the_second_where_there_is_a_nan():
+    a, b, out = (np.full(LANES, v, np.float32) for v in (np.nan, 2, 0))
+    take_maximum(a, b, out)
+    assert (out == 2).all()
+    take_maximum(b, a, out)
+    assert np.isnan(out).all()
+
+
+@pytest.mark.parametrize("step", [1, 3, -1])
+def test_gather_and_scatter(step):
+    a = values(3 * LANES + 2)
+    first = 2 if step > 0 else LANES + 1
+    out = np.zeros_like(a)
+
+    @njit
+    def run(a, out):
+        scatter(out, first - 1, step, gather(a, first, step))
+
+    run(a, out)
+    places = first + step * np.arange(LANES)
+    np.testing.assert_array_equal(out[places - 1], a[places])
+    assert np.count_nonzero(out) == LANES
+
+
+@njit
+def move(a, out):
+    copy(out, 3, a, 1, 5)
+    clear(out, 10, 4)
+    prefetch(a, 0, 0)
+    prefetch(out, 0, 1)
+
+
+def test_copy_and_clear_touch_nothing_else():
+    a, out = values(8), np.full(20, 7, np.float32)
+    move(a, out)
+    expected = np.full(20, 7, np.float32)
+    expected[3:8], expected[10:14] = a[1:6], 0
+    np.testing.assert_array_equal(out, expected)
+
+
+@njit
+def lines(a, step, first, size, n, out):
+    inside = load_inside(a, 0, step, 4, first, size)
+    store_line(out, 0, LANES, add_lines(load_line(a, 0, step, 4), inside), n)
+
+
+@pytest.mark.parametrize(("first", "size"), [(0, 4), (-2, 5), (1, 3), (3, 0), (-9, 4), (9, 4)])
+def test_a_line_reads_zeros_outside(first, size):
+    a, out = values(5 * LANES), np.full(4 * LANES, 7, np.float32)
+    lines(a, LANES + 1, first, size, 3, out)
+    rows = np.stack([a[r * (LANES + 1) :][:LANES] for r in range(4)])
+    inside = [0 <= first + r < size for r in range(4)]
+    expected = rows + rows * np.array(inside, np.float32)[:, None]
+    expected[3] = 7  # only three vectors were to be written
+    np.testing.assert_array_equal(out.reshape(4, LANES), expected)
+
+
+@njit
+def outside(a, size, out):
+    store_line(out, 0, LANES, load_inside(a, 10**15, 1, 2, size, size), 2)
+
+
+def test_what_is_outside_is_not_read():
+    out = np.full(2 * LANES, 7, np.float32)
+    outside(values(1), 5, out)  # an address that no process has
+    assert not out.any()
+
+
+@njit
+def product(a, row, step, b, depth, start, out, n):
+    tile = load_tile(start, 0, WIDTH) if len(start) else zero_tile()
+    store_tile(out, 0, WIDTH, add_product(tile, a, 0, row, step, b, 0, WIDTH, depth), n)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 7, 100])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_tile_is_a_matrix_product(depth, transposed, accumulate):
+    a, b = values((ROWS, depth)), values((depth, WIDTH))
+    start = values(ROWS * WIDTH if accumulate else 0)
+    out = np.full((ROWS, WIDTH), 7, np.float32)
+    laid, steps = (a.T.copy(), (1, ROWS)) if transposed else (a, (depth, 1))
+    product(laid.ravel(), *steps, b.ravel(), depth, start, out.ravel(), ROWS - 1)
+    expected = np.float64(a) @ b + (start.reshape(ROWS, WIDTH) if accumulate else 0)
+    np.testing.assert_allclose(out[:-1], expected[:-1], atol=1e-5)
+    assert (out[-1] == 7).all()  # the row that was not to be written
+
+
+def test_a_tile_leaves_registers_free():
+    sums = ROWS * WIDTH // LANES
+    assert 8 <= sums <= host.REGISTERS // 2
+    assert LANES % ROWS == 0
+    assert WIDTH % LANES == 0
+
+
+@pytest.mark.skipif(not host.ISA.startswith(("AVX", "SSE")), reason="the CPU is no x86-64")
+@pytest.mark.parametrize(
+    ("cpu", "expected"),
+    [("haswell", "AVX 8"), ("nehalem", "SSE 4"), ("skylake-avx512", "AVX-512 16")],
+)
+def test_the_width_is_that_of_the_cpu_that_numba_compiles_for(cpu, expected):
+    program = "from tinygrad_cnn.backends.numba_backend.host import ISA, LANES; print(ISA, LANES)"
+    environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": ""}
+    output = subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)
+    assert output.strip() == expected
