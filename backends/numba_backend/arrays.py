@@ -52,7 +52,7 @@ def aligned(size: int, dtype: Any = numpy.float32) -> Array:
     """Allocate `size` values from the start of a cache line on: no vector then lies across two."""
     count = size * numpy.dtype(dtype).itemsize
     memory = numpy.empty(count + CACHE_LINE, numpy.uint8)
-    start = -memory.ctypes.data % CACHE_LINE
+    start = -memory.__array_interface__["data"][0] % CACHE_LINE
     return memory[start : start + count].view(dtype)
 
 
