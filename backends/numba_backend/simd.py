@@ -56,7 +56,10 @@ class VectorType(types.Type):
 
 
 vector = VectorType()
-register_model(VectorType)(lambda manager, numba_type: models.PrimitiveModel(manager, numba_type, VECTOR))
+register_model(VectorType)(
+    lambda manager, numba_type: models.PrimitiveModel(manager, numba_type, VECTOR)
+)
+BYTES = ir.VectorType(ir.IntType(8), LANES)
 tile_type = types.UniTuple(vector, ROWS * COLUMNS)
 
 
@@ -111,6 +114,33 @@ def store(typing: Any, a: Any, i: Any, v: Any) -> Any:
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         array, index, v = args
         _store(builder, v, _address(context, builder, sig.args[0], array, index))
+        return context.get_dummy_value()
+
+    return types.void(a, types.intp, vector), emit
+
+
+@intrinsic
+def load_bytes(typing: Any, a: Any, i: Any) -> Any:
+    """Read LANES bytes (uint8) as floats."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        place = _address(context, builder, sig.args[0], *args)
+        value = builder.load(builder.bitcast(place, BYTES.as_pointer()))
+        value.align = 1
+        return builder.uitofp(value, VECTOR)
+
+    return vector(a, types.intp), emit
+
+
+@intrinsic
+def store_bytes(typing: Any, a: Any, i: Any, v: Any) -> Any:
+    """Write v, numbers from 0 to 255, as bytes (uint8)."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array, index, v = args
+        place = _address(context, builder, sig.args[0], array, index)
+        place = builder.bitcast(place, BYTES.as_pointer())
+        builder.store(builder.fptoui(v, BYTES), place).align = 1
         return context.get_dummy_value()
 
     return types.void(a, types.intp, vector), emit
@@ -214,6 +244,29 @@ def select_greater(typing: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         a, b, x, y = args
         return builder.select(builder.fcmp_ordered(">", a, b), x, y)
+
+    return vector(vector, vector, vector, vector), emit
+
+
+@intrinsic
+def select_larger(typing: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
+    """x where a > b or a is NaN, else y: as if NaN were the largest of all."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        a, b, x, y = args
+        larger = builder.fcmp_ordered(">", a, b)
+        return builder.select(builder.or_(larger, builder.fcmp_unordered("uno", a, a)), x, y)
+
+    return vector(vector, vector, vector, vector), emit
+
+
+@intrinsic
+def select_equal(typing: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
+    """x where a == b, else y."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        a, b, x, y = args
+        return builder.select(builder.fcmp_ordered("==", a, b), x, y)
 
     return vector(vector, vector, vector, vector), emit
 
