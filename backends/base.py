@@ -159,22 +159,24 @@ class Backend:
 
     def conv2d_input_grad(
         self, g: Array, w: Array, *, x_shape: Shape, stride: Pair, padding: Padding,
-        dilation: Pair, groups: int,
+        dilation: Pair, groups: int, plus: Array = None,
     ) -> Array:  # fmt: skip
-        """Gradient of conv2d with respect to x: g (N, O, H', W') -> (N, C, H, W)."""
+        """Gradient of conv2d with respect to x, and `plus` if given: -> (N, C, H, W)."""
         reach = [d * (k - 1) for d, k in zip(dilation, w.shape[2:], strict=True)]
         around: Any = tuple((r - a, r - b) for r, (a, b) in zip(reach, padding, strict=True))
         if stride == (1, 1) and min(map(min, around)) >= 0:
             # then it is a convolution too, and reading shifted views is quicker than adding to them
             at = dict(stride=stride, padding=around, dilation=dilation, groups=groups)
-            return self.conv2d(g, self._flipped(w, groups), **at)
-        taps = self.xp.ascontiguousarray(self._taps(w, groups).swapaxes(-1, -2))
-        g_groups = split(nhwc(g), groups=groups)
-        at = dict(kernel=w.shape[2:], out=g.shape[2:], stride=stride, dilation=dilation)
-        return self._scatter(
-            lambda i, j: join(g_groups @ taps[i, j]),
-            x_shape=x_shape, dtype=g.dtype, padding=padding, **at,
-        )  # fmt: skip
+            dx = self.conv2d(g, self._flipped(w, groups), **at)
+        else:
+            taps = self.xp.ascontiguousarray(self._taps(w, groups).swapaxes(-1, -2))
+            g_groups = split(nhwc(g), groups=groups)
+            at = dict(kernel=w.shape[2:], out=g.shape[2:], stride=stride, dilation=dilation)
+            dx = self._scatter(
+                lambda i, j: join(g_groups @ taps[i, j]),
+                x_shape=x_shape, dtype=g.dtype, padding=padding, **at,
+            )  # fmt: skip
+        return dx if plus is None else self.add(dx, plus, out=dx)
 
     def conv2d_weight_grad(
         self, g: Array, x: Array, *, w_shape: Shape, stride: Pair, padding: Padding,

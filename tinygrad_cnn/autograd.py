@@ -115,9 +115,10 @@ def op(
 
     `vjps` is a tuple with one function per variable: `g -> dx`; or a single
     `(g, needs) -> (dx, dw, ...)` where one kernel gives them all and `needs` tells which are
-    wanted. A further parameter called `y` is given the op's own output. `broadcasts` ops have their
-    gradients summed to their inputs' shapes; `view` says that the result may share memory with the
-    input.
+    wanted. A further parameter called `y` is given the op's own output; one called `plus`, None by
+    default, the gradient that its input has from elsewhere, to be added in the same pass (to a new
+    array). `broadcasts` ops have their gradients summed to their inputs' shapes; `view` says that
+    the result may share memory with the input.
     """
     if fn is None:
         return lambda fn: op(fn, broadcasts=broadcasts, view=view)
@@ -199,6 +200,9 @@ def _captured(vjps: Iterable[Vjp]) -> Iterator[Variable]:
             yield from _captured([cell.cell_contents])
 
 
+Waiting = dict[Node, Any]  # the gradients that nodes have so far
+
+
 def gradients(
     roots: Sequence[Node], seeds: Sequence[Variable], *, targets: Sequence[Node] | None = None,
     create_graph: bool = False, retain_graph: bool = False,
@@ -226,7 +230,7 @@ def gradients(
                 found[node] = g
             if not any(parent in useful for parent in node.parents):
                 continue  # a leaf, or a target whose own record is not needed, and so not freed
-            for parent, dx in _pull(node, g, useful):
+            for parent, dx in _pull(node, g, useful, waiting):
                 _accumulate(waiting, own, parent, dx)
             if not (retain_graph or create_graph):
                 node.free()
@@ -265,10 +269,10 @@ def _leading_to(targets: set[Node], order: list[Node]) -> set[Node]:
     return useful
 
 
-def _pull(node: Node, g: Any, useful: set[Node]) -> Iterator[tuple[Node, Any]]:
+def _pull(node: Node, g: Any, useful: set[Node], waiting: Waiting) -> Iterator[tuple[Node, Any]]:
     """Yield the parents of a node that need a gradient, each with its share."""
     needs = [parent in useful for parent in node.parents]
-    shares = _call_vjps(node, g, needs)
+    shares = _call_vjps(node, g, needs, waiting)
     _check_count(shares, node.parents, node.op)
     for parent, dx in zip(node.parents, shares, strict=True):
         if parent is None or parent not in useful:
@@ -283,20 +287,28 @@ def _pull(node: Node, g: Any, useful: set[Node]) -> Iterator[tuple[Node, Any]]:
         yield parent, dx
 
 
-def _call_vjps(node: Node, g: Any, needs: list[bool]) -> Sequence[Any]:
+def _call_vjps(node: Node, g: Any, needs: list[bool], waiting: Waiting) -> Sequence[Any]:
     y = node.output
     if y is not None:  # a new variable each time: one kept with its node would be a cycle
         y = y.constant(y.data)
         y.node = node  # so that the output, too, can be differentiated
     if callable(node.vjps):
         return node.vjps(g, needs, y) if _uses_output(node.vjps) else node.vjps(g, needs)
+    calls = zip(node.vjps, node.parents, needs, strict=True)
     return [
-        (v(g, y) if _uses_output(v) else v(g)) if needed else None
-        for v, needed in zip(node.vjps, needs, strict=True)
+        v(g, **_extras(v, y, parent, waiting)) if needed else None for v, parent, needed in calls
     ]
 
 
-def _accumulate(waiting: dict[Node, Any], own: set[Node], node: Node, g: Any) -> None:
+def _extras(v: Vjp, y: Any, parent: Node, waiting: Waiting) -> dict[str, Any]:
+    """Give a vjp the output, and what to add its result to, if it has a parameter for them."""
+    extras = {"y": y} if _uses_output(v) else {}
+    if "plus" in _parameters(v) and not recording.get():
+        extras["plus"] = waiting.pop(parent, None)
+    return extras
+
+
+def _accumulate(waiting: Waiting, own: set[Node], node: Node, g: Any) -> None:
     """Add to the gradient that waits at a node, in place only in arrays that the walk made."""
     if node not in waiting:
         waiting[node] = g

@@ -116,7 +116,7 @@ def avg_pool2d(
 def global_avg_pool2d(x: Tensor) -> Tensor:
     """Average each channel's map: (N, C, H, W) -> (N, C). Lin et al., arXiv 1312.4400, 3.2."""
     geometry.check_images(x.shape, op="global_avg_pool2d")
-    return x.mean(axis=(2, 3))
+    return avg_pool2d(x, x.shape[2:]).flatten(1)
 
 
 def batch_norm(
@@ -222,7 +222,7 @@ def dropout(
 
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     """x where positive, else negative_slope * x."""
-    return elementwise.leaky_relu(x, negative_slope=negative_slope)
+    return elementwise.where(x, x * negative_slope, condition=x.data > 0)
 
 
 def gelu(x: Tensor) -> Tensor:

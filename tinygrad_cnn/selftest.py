@@ -127,7 +127,6 @@ CASES: list[Case] = [
     Case("clip", (2, 3), values="ladder", low=None, high=0.2),
     Case("relu", NO_IMAGES),
     Case("relu_grad", X, y=_pattern(X, 3) - 1.0),
-    Case("leaky_relu", X, values="ladder", negative_slope=0.2),
     Case("where", X, (4, 1), condition=_pattern(X, 3) > 0),
     Case("astype", X, dtype=numpy.dtype("float64")),
     Case("reshape", X, shape=(6, -1)),
@@ -163,7 +162,7 @@ CASES: list[Case] = [
 
 # fn(x) = <derivative at x, x> holds for what is linear and, by Euler, for what is piecewise so
 LINEAR = set(
-    "add sub neg abs relu relu_grad leaky_relu where astype reshape permute broadcast_to getitem "
+    "add sub neg abs relu relu_grad where astype reshape permute broadcast_to getitem "
     "index_add concatenate pad sum mean max min max_pool2d max_pool2d_grad max_pool2d_gather "
     "avg_pool2d avg_pool2d_grad".split()
 )

@@ -41,6 +41,14 @@ def _reflected(name: str) -> Callable[[Tensor, Any], Tensor]:
     return lambda self, other: getattr(ops, name)(other, self)
 
 
+def _method(name: str, doc: str) -> Callable[[Tensor], Tensor]:
+    def method(self: Tensor) -> Tensor:
+        return getattr(ops, name)(self)
+
+    method.__name__, method.__doc__ = name, doc
+    return method
+
+
 def _comparison(name: str) -> Callable[[Tensor, Any], Tensor]:
     """Compare elementwise; the answer is boolean and outside the graph."""
 
@@ -232,12 +240,14 @@ class Tensor(ForeignLibraries, Variable):
     __gt__, __ge__ = _comparison("greater"), _comparison("greater_equal")
     __eq__, __ne__ = _comparison("equal"), _comparison("not_equal")  # type: ignore[assignment]
     __hash__ = object.__hash__  # by identity: == compares values
+    __neg__, __abs__ = _method("neg", "-x."), _method("abs", "|x|.")
 
-    def __neg__(self) -> Tensor:
-        return ops.neg(self)
-
-    def __abs__(self) -> Tensor:
-        return ops.abs(self)
+    exp = _method("exp", "Raise e to the power of each value.")
+    log = _method("log", "Take the natural logarithm.")
+    sqrt = _method("sqrt", "Take the square root.")
+    tanh = _method("tanh", "Take the hyperbolic tangent.")
+    relu = _method("relu", "max(x, 0).")
+    abs = _method("abs", "Take the absolute value; its gradient at 0 is 0.")
 
     def __pow__(self, exponent: float) -> Tensor:
         if not isinstance(exponent, Real):
@@ -322,30 +332,6 @@ class Tensor(ForeignLibraries, Variable):
             raise ValueError(f"transpose: x is {self.shape}, which has no axes {a} and {b}")
         axes[a], axes[b] = axes[b], axes[a]
         return self.permute(*axes)
-
-    def exp(self) -> Tensor:
-        """e**x."""
-        return ops.exp(self)
-
-    def log(self) -> Tensor:
-        """Take the natural logarithm."""
-        return ops.log(self)
-
-    def sqrt(self) -> Tensor:
-        """Take the square root."""
-        return ops.sqrt(self)
-
-    def tanh(self) -> Tensor:
-        """Take the hyperbolic tangent."""
-        return ops.tanh(self)
-
-    def relu(self) -> Tensor:
-        """max(x, 0)."""
-        return ops.relu(self)
-
-    def abs(self) -> Tensor:
-        """Take the absolute value; its gradient at 0 is 0."""
-        return ops.abs(self)
 
     def clip(self, low: float | None = None, high: float | None = None) -> Tensor:
         """Limit the values to [low, high]; outside, the gradient is 0."""

@@ -69,7 +69,7 @@ def kernel(
     `options` are numba.njit's. By default loops over `prange` run in parallel and nothing is
     reordered: sums are the same for any number of threads, and a NaN stays one (no fastmath).
     """
-    options = dict(parallel=True, error_model="numpy") | options
+    options = dict(parallel=True, nogil=True, error_model="numpy") | options
     named = dtypes if re.search(r"\bT\b", signature) else ()
     return lambda body: Kernel(body, signature, named, options)
 

@@ -5,8 +5,8 @@
 A tap is one element of the kernel. With its row and column left open, one loop computes
 
 * the convolution: tap (i, j) reads at row i * dh - top, column j * dw - left;
-* its gradient with respect to x: stride 2, say, cuts an image into 2 x 2 phases, the even and the odd
-  rows and columns. All pixels of a phase meet the same taps, and read dy with stride 1:
+* its gradient with respect to x: stride 2, say, cuts an image into 2 x 2 phases, the even and the
+  odd rows and columns. All pixels of a phase meet the same taps, and read dy with stride 1:
 
       3x3, stride 2, padding 1        even row, even column   tap (1, 1)
                                       even row, odd column    taps (1, 0), (1, 2)
@@ -18,15 +18,14 @@ three channels are then a product of depth 9: so the first layer of a network is
 
       x with zeros around it, copied in bands
     +-------------------------+
-    | 0  0  0  0  0  0  0  .. |     ROWS pixels of a row of y at a time make a tile. Pixel r reads its
-    | 0 [c c c][c c c] c ..   |     run sw * C floats behind that of pixel r - 1.
+    | 0  0  0  0  0  0  0  .. |     ROWS pixels of a row of y at a time make a tile. Pixel r reads
+    | 0 [c c c][c c c] c ..   |     its run sw * C floats behind that of pixel r - 1.
     | 0 [ a run ]             |
     +-------------------------+
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -39,7 +38,8 @@ from ..geometry import Padding, Pair, Shape, output_size
 from .arrays import aligned, flat, scratch
 from .compiler import kernel
 from .host import ROWS, WIDTH
-from .simd import add_product, clear, copy, load_tile, store_tile, zero_tile
+from .pointwise import add
+from .simd import add_product, clear, copy, load_tile, prefetch, store_tile, zero_tile
 
 BAND = 8  # rows of y that share a copy of the rows of x which they read
 
@@ -48,12 +48,12 @@ BAND = 8  # rows of y that share a copy of the rows of x which they read
 
 
 @njit
-def copy_padded(x, image, shape, y0, rows, x0, columns, to):
+def copy_padded(x, image, shape, y0, rows, x0, columns, to, place):
     """Copy pixels (y0, x0) to (y0 + rows, x0 + columns) of x[image], zeros where there are none."""
     H, W, C = shape
     start, end = max(x0, 0), min(x0 + columns, W)
     for r in range(rows):
-        line, y = r * columns * C, y0 + r
+        line, y = place + r * columns * C, y0 + r
         if y < 0 or y >= H or start >= end:
             clear(to, line, columns * C)
             continue
@@ -86,8 +86,13 @@ def convolve(x, w, y, space, runs, x_shape, places, window):
         count = min(BAND, rows_out - first)
         a = space[get_thread_id() * share :]
         rows = (count - 1) * sh + height
-        copy_padded(x, n * H * W * C, (H, W, C), first * sh + top, rows, left, columns, a)
+        copy_padded(x, n * H * W * C, (H, W, C), first * sh + top, rows, left, columns, a, 0)
+        behind = (n * H + (first + count) * sh + top) * W * C
         for r in range(count):
+            for i in range(
+                behind + r * sh * W * C, min(behind + (r + 1) * sh * W * C, len(x)), WIDTH
+            ):
+                prefetch(x, i, 0)
             start = n * image + corner + (first + r) * down
             for o in range(0, O, WIDTH):
                 for ox in range(0, columns_out, ROWS):
@@ -102,31 +107,47 @@ def convolve(x, w, y, space, runs, x_shape, places, window):
 
 @kernel(
     "void(float32[::1], float32[::1], float32[::1], float32[::1], intp[::1], UniTuple(intp, 4),"
-    "UniTuple(intp, 3), UniTuple(intp, 6), intp, intp)"
+    "UniTuple(intp, 3), UniTuple(intp, 6), intp, intp, intp)"
 )
-def correlate(x, g, u, space, runs, x_shape, g_shape, window, depth, parts):
-    """u [parts][depth][O] = for each float of each run its products with g, summed over pixels."""
+def correlate(x, g, u, space, runs, x_shape, g_shape, window, depth, parts, together):
+    """u [parts][depth][O] = for each float of each run its products with g, summed over pixels.
+
+    As many images are taken `together` as stay in the cache with their padding.
+    """
     N, H, W, C = x_shape
     rows_out, columns_out, O = g_shape
     sh, sw, top, left, height, width = window
     rows, columns = (rows_out - 1) * sh + height, (columns_out - 1) * sw + width
-    share = rows * columns * C + ROWS  # a tile may read on behind its run
+    image, line = rows * columns * C, sh * columns * C
     for p in prange(parts):
-        part, a = intp(p), space[get_thread_id() * share :]
+        part, a = intp(p), space[get_thread_id() * (together * image + ROWS) :]
         clear(u, part * depth * O, depth * O)
-        for n in range(N * part // parts, N * (part + 1) // parts):
-            copy_padded(x, n * H * W * C, (H, W, C), top, rows, left, columns, a)
+        end = N * (part + 1) // parts
+        for first in range(N * part // parts, end, together):
+            count = min(together, end - first)
+            for m in range(count):
+                start = (first + m) * H * W * C
+                copy_padded(x, start, (H, W, C), top, rows, left, columns, a, m * image)
             ui = part * depth * O
             for k in range(0, len(runs), 3):
                 for i in range(0, runs[k + 2], ROWS):
                     at = runs[k] * columns * C + runs[k + 1] + i
                     for o in range(0, O, WIDTH):
                         tile = load_tile(u, ui + o, O)
-                        for oy in range(rows_out):
+                        for y in range(count * rows_out):
+                            m, oy = divmod(y, rows_out)
+                            gi = (first * rows_out + y) * columns_out * O + o
                             tile = add_product(
-                                tile, a, at + oy * sh * columns * C, 1, sw * C,
-                                g, ((n * rows_out + oy) * columns_out) * O + o, O, columns_out,
-                            )  # fmt: skip
+                                tile,
+                                a,
+                                at + m * image + oy * line,
+                                1,
+                                sw * C,
+                                g,
+                                gi,
+                                O,
+                                columns_out,
+                            )
                         store_tile(u, ui + o, O, tile, runs[k + 2] - i)
                     ui += min(ROWS, runs[k + 2] - i) * O
 
@@ -182,14 +203,14 @@ def conv2d(
     )
     y = _empty(len(x), *out, O)
     _sum_taps(x, _filters(w), _taps(kernel, padding, dilation), y, step_x=stride)
-    return nchw(y[..., :O])
+    return nchw(_narrowed(y, O))
 
 
 def conv2d_input_grad(
     g: Array, w: Array, *, x_shape: Shape, stride: Pair, padding: Padding, dilation: Pair,
-    **at: Any,
+    plus: Array = None, **at: Any,
 ) -> Array:  # fmt: skip
-    """Gradient of conv2d with respect to x: g (N, O, H', W') -> (N, C, H, W)."""
+    """Gradient with respect to x, and `plus` if given: g (N, O, H', W') -> (N, C, H, W)."""
     (N, C, H, W), (sh, sw) = x_shape, stride
     dx, filters = _empty(N, H, W, C), _filters(w.swapaxes(0, 1))  # (taps, O, C)
     # In reverse, so that the columns that a phase's taps read rise.
@@ -202,7 +223,8 @@ def conv2d_input_grad(
         ]
         chosen = filters[[t for t, _ in met]]
         _sum_taps(g, chosen, [tap for _, tap in met], dx, first_y=(y0, x0), step_y=stride)
-    return nchw(dx[..., :C])
+    dx = nchw(_narrowed(dx, C))
+    return dx if plus is None else add(dx, plus, out=dx)
 
 
 def conv2d_weight_grad(
@@ -216,9 +238,11 @@ def conv2d_weight_grad(
     g = _widened(g)
     rows, columns = ((n - 1) * s + k for n, s, k in zip(g.shape[1:3], stride, size, strict=True))
     u = aligned((parts * depth + ROWS) * g.shape[3])  # tiles are read in whole
+    together = max(1, 2**16 // (rows * columns * C))
+    space = scratch(together * rows * columns * C + ROWS)  # so are runs
     correlate(
-        flat(x), g.reshape(-1), u, scratch(rows * columns * C + ROWS), run_list(taps, C),
-        (N, H, W, C), g.shape[1:], (*stride, *corner, *size), depth, parts,
+        flat(x), g.reshape(-1), u, space, run_list(taps, C), (N, H, W, C), g.shape[1:],
+        (*stride, *corner, *size), depth, parts, together,
     )  # fmt: skip
     sums = u[: parts * depth * g.shape[3]].reshape(parts, *kernel, C, -1).sum(axis=0)
     return numpy.ascontiguousarray(sums[..., :O].transpose(3, 2, 0, 1))
@@ -244,10 +268,15 @@ def _empty(N: int, H: int, W: int, C: int) -> Array:
     return aligned(N * H * W * wide(C)).reshape(N, H, W, wide(C))
 
 
+def _narrowed(y: Array, O: int) -> Array:
+    """Give the first O channels of y (N, H, W, O or more)."""
+    return numpy.ascontiguousarray(y[..., :O])
+
+
 def _widened(g: Array) -> Array:
     """Give g (N, O, H, W) as (N, H, W, O or more), with zeros in the further channels."""
     N, O, H, W = g.shape
-    if O == wide(O):
+    if wide(O) == O:
         return flat(g).reshape(N, H, W, O)
     wider = numpy.zeros((N, H, W, wide(O)), numpy.float32)
     wider[..., :O] = nhwc(g)

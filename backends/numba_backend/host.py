@@ -1,8 +1,8 @@
 """What this CPU has: how many float32 fill a vector register, and how many registers there are.
 
-LLVM is asked, by letting it compile one addition of 16 floats: the names of the registers tell. So
-Numba's environment variables count: NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES= makes an AVX2 machine
-of an AVX-512 one, which is how the narrower code is tested.
+LLVM is asked, by letting it compile an addition of 16 floats: the names of the registers tell. So
+Numba's environment variables count: NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES= makes an AVX2
+machine of an AVX-512 one, which is how the narrower code is tested.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def _isa() -> tuple[str, int, int]:
 
 
 ISA, LANES, REGISTERS = _isa()
-# A tile of a matrix product is 16 floats wide on every CPU. Its ROWS x COLUMNS sums need a quarter to
-# a half of the registers: enough in flight to hide the latency of a multiply-add.
+# A tile of a matrix product is 16 floats wide on every CPU. Its ROWS x COLUMNS sums need a quarter
+# to a half of the registers: enough in flight to hide the latency of a multiply-add.
 WIDTH = 16
 COLUMNS = WIDTH // LANES
 ROWS = 8 if LANES == WIDTH else 4

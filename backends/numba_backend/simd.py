@@ -1,7 +1,7 @@
 """A SIMD vocabulary for Numba: vectors of float32 that each fill one register of this CPU.
 
-Numba compiles a loop and hopes that LLVM vectorises it. Here the vectors are written down instead: a
-vector is a value like any other, and each word of the vocabulary is an instruction or two.
+Numba compiles a loop and hopes that LLVM vectorises it. Here the vectors are written down instead:
+a vector is a value like any other, and each word of the vocabulary is an instruction or two.
 
     @njit
     def scale(x, y, factor, n):                    # y = factor * x; n is a multiple of LANES
@@ -10,7 +10,7 @@ vector is a value like any other, and each word of the vocabulary is an instruct
 
 A word is an *intrinsic*: Numba calls it with the types of its arguments and gets back a signature
 and a function that emits LLVM instructions. Arrays are flat and contiguous; an index counts
-elements, from anywhere.
+elements, from anywhere, and is not checked.
 
 A *line* is a tuple of vectors that stand at equal steps in memory, such as the pixels of a column.
 
@@ -19,19 +19,18 @@ registers. A matrix product is a loop around one step, `add_outer_product`:
 
                      WIDTH
               +-----------------+
-              |  b: one row     |      tile[r] += a[r] * b
+              |  b: one row     |     tile[r] += a[r] * b
               +-----------------+
-      +---+   +-----------------+      A row of b is loaded once and used ROWS times, an element of a
-      | a |   |  tile           |      is loaded once and used for WIDTH floats. With enough sums in
- ROWS |   |   |  in registers   |      flight to hide an instruction's latency, that is all there is to
-      |   |   |                 |      a fast product (Goto & van de Geijn, Anatomy of High-Performance
-      +---+   +-----------------+      Matrix Multiplication, ACM TOMS 34(3), 2008, section 4).
+      +---+   +-----------------+     A row of b is loaded once and used ROWS times, an element of a
+      | a |   |  tile           |     is loaded once and used for WIDTH floats. With enough sums in
+ ROWS |   |   |  in registers   |     flight to hide an instruction's latency, that is all there is
+      |   |   |                 |     to a fast product (Goto & van de Geijn, Anatomy of High-
+      +---+   +-----------------+     Performance Matrix Multiplication, ACM TOMS 34(3), 2008).
 """
 
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
@@ -51,7 +50,7 @@ CONTRACT = ("contract",)
 class VectorType(types.Type):
     """The Numba type of a vector of LANES float32."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(name=f"float32x{LANES}")
 
 
@@ -63,32 +62,32 @@ BYTES = ir.VectorType(ir.IntType(8), LANES)
 tile_type = types.UniTuple(vector, ROWS * COLUMNS)
 
 
-def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+def _address(context, builder, array_type, array, index):
     data = context.make_array(array_type)(context, builder, array).data
     return builder.gep(data, [index])
 
 
-def _steps(builder: Any, base: Any, step: Any, n: int) -> list[Any]:
+def _steps(builder, base, step, n):
     return [builder.gep(base, [builder.mul(step, INDEX(i))]) for i in range(n)]
 
 
-def _load(builder: Any, address: Any) -> Any:
+def _load(builder, address):
     value = builder.load(builder.bitcast(address, VECTOR.as_pointer()))
     value.align = 4  # that of a float: the vector may begin at any
     return value
 
 
-def _store(builder: Any, value: Any, address: Any) -> None:
+def _store(builder, value, address):
     builder.store(value, builder.bitcast(address, VECTOR.as_pointer())).align = 4
 
 
-def _splat(builder: Any, scalar: Any) -> Any:
+def _splat(builder, scalar):
     first = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), scalar, LANE(0))
     zeros = ir.Constant(ir.VectorType(LANE, LANES), [0] * LANES)
     return builder.shuffle_vector(first, first, zeros)
 
 
-def _call(builder: Any, name: str, *args: Any) -> Any:
+def _call(builder, name, *args):
     kind = ir.FunctionType(VECTOR, [VECTOR] * len(args))
     function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32")
     return builder.call(function, args)
@@ -98,20 +97,20 @@ def _call(builder: Any, name: str, *args: Any) -> Any:
 
 
 @intrinsic
-def load(typing: Any, a: Any, i: Any) -> Any:
+def load(typing, a, i):
     """Read a[i : i + LANES]."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         return _load(builder, _address(context, builder, sig.args[0], *args))
 
     return vector(a, types.intp), emit
 
 
 @intrinsic
-def store(typing: Any, a: Any, i: Any, v: Any) -> Any:
+def store(typing, a, i, v):
     """Write a[i : i + LANES] = v."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         array, index, v = args
         _store(builder, v, _address(context, builder, sig.args[0], array, index))
         return context.get_dummy_value()
@@ -120,10 +119,10 @@ def store(typing: Any, a: Any, i: Any, v: Any) -> Any:
 
 
 @intrinsic
-def load_bytes(typing: Any, a: Any, i: Any) -> Any:
+def load_bytes(typing, a, i):
     """Read LANES bytes (uint8) as floats."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         place = _address(context, builder, sig.args[0], *args)
         value = builder.load(builder.bitcast(place, BYTES.as_pointer()))
         value.align = 1
@@ -133,10 +132,10 @@ def load_bytes(typing: Any, a: Any, i: Any) -> Any:
 
 
 @intrinsic
-def store_bytes(typing: Any, a: Any, i: Any, v: Any) -> Any:
+def store_bytes(typing, a, i, v):
     """Write v, numbers from 0 to 255, as bytes (uint8)."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         array, index, v = args
         place = _address(context, builder, sig.args[0], array, index)
         place = builder.bitcast(place, BYTES.as_pointer())
@@ -147,10 +146,10 @@ def store_bytes(typing: Any, a: Any, i: Any, v: Any) -> Any:
 
 
 @intrinsic
-def gather(typing: Any, a: Any, i: Any, step: Any) -> Any:
+def gather(typing, a, i, step):
     """Read a[i], a[i + step], a[i + 2 * step], ...: LANES of them."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         array, index, step = args
         v, base = ZEROS, _address(context, builder, sig.args[0], array, index)
         for lane, place in enumerate(_steps(builder, base, step, LANES)):
@@ -161,10 +160,10 @@ def gather(typing: Any, a: Any, i: Any, step: Any) -> Any:
 
 
 @intrinsic
-def scatter(typing: Any, a: Any, i: Any, step: Any, v: Any) -> Any:
+def scatter(typing, a, i, step, v):
     """Write v to a[i], a[i + step], a[i + 2 * step], ..."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         array, index, step, v = args
         base = _address(context, builder, sig.args[0], array, index)
         for lane, place in enumerate(_steps(builder, base, step, LANES)):
@@ -175,10 +174,10 @@ def scatter(typing: Any, a: Any, i: Any, step: Any, v: Any) -> Any:
 
 
 @intrinsic
-def copy(typing: Any, a: Any, i: Any, b: Any, j: Any, n: Any) -> Any:
+def copy(typing, a, i, b, j, n):
     """Write a[i : i + n] = b[j : j + n]."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         a, i, b, j, n = args
         to = _address(context, builder, sig.args[0], a, i)
         cgutils.raw_memcpy(builder, to, _address(context, builder, sig.args[2], b, j), n, 4)
@@ -188,10 +187,10 @@ def copy(typing: Any, a: Any, i: Any, b: Any, j: Any, n: Any) -> Any:
 
 
 @intrinsic
-def clear(typing: Any, a: Any, i: Any, n: Any) -> Any:
+def clear(typing, a, i, n):
     """Write zeros to a[i : i + n]."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         array, index, n = args
         start = _address(context, builder, sig.args[0], array, index)
         cgutils.memset(builder, start, builder.mul(n, INDEX(4)), 0)
@@ -200,25 +199,41 @@ def clear(typing: Any, a: Any, i: Any, n: Any) -> Any:
     return types.void(a, types.intp, types.intp), emit
 
 
+@intrinsic(prefer_literal=True)
+def prefetch(typing, a, i, write):
+    """Ask for the cache line of a[i], to read it or (1) to write it, and go on."""
+    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), LANE, LANE, LANE])
+    numbers = (write.literal_value, 2, 1)  # 2: into the L2 cache; 1: data
+
+    def emit(context, builder, sig, args):
+        place = _address(context, builder, sig.args[0], args[0], args[1])
+        place = builder.bitcast(place, ir.IntType(8).as_pointer())
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [place, *map(LANE, numbers)])
+        return context.get_dummy_value()
+
+    return types.void(a, types.intp, write), emit
+
+
 # ---- arithmetic ----
 
 
 @intrinsic
-def splat(typing: Any, scalar: Any) -> Any:
+def splat(typing, scalar):
     """Repeat one float32 in all lanes."""
     return vector(types.float32), lambda context, builder, sig, args: _splat(builder, args[0])
 
 
-def _binary(function: Any, instruction: str) -> None:
+def _binary(function, instruction):
     """Give a Python operator its meaning for two vectors: one LLVM instruction."""
 
     @infer_global(function)
     class Template(AbstractTemplate):
-        def generic(self, args: Any, kws: Any) -> Any:
+        def generic(self, args, kws):
             return signature(vector, vector, vector) if args == (vector, vector) else None
 
     @lower_builtin(function, vector, vector)
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def lower(context, builder, sig, args):
         return getattr(builder, instruction)(*args, flags=CONTRACT)
 
 
@@ -228,20 +243,20 @@ _binary(operator.mul, "fmul")
 
 
 @intrinsic
-def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c, rounded once."""
+def fma(typing, a, b, c):
+    """Compute a * b + c, rounded once."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         return _call(builder, "fma", *args)
 
     return vector(vector, vector, vector), emit
 
 
 @intrinsic
-def select_greater(typing: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
+def select_greater(typing, a, b, x, y):
     """x where a > b, else y; where a or b is NaN, y."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         a, b, x, y = args
         return builder.select(builder.fcmp_ordered(">", a, b), x, y)
 
@@ -249,10 +264,10 @@ def select_greater(typing: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
 
 
 @intrinsic
-def select_larger(typing: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
-    """x where a > b or a is NaN, else y: as if NaN were the largest of all."""
+def select_larger(typing, a, b, x, y):
+    """Select x where a > b or a is NaN, else y: as if NaN were the largest of all."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         a, b, x, y = args
         larger = builder.fcmp_ordered(">", a, b)
         return builder.select(builder.or_(larger, builder.fcmp_unordered("uno", a, a)), x, y)
@@ -261,10 +276,10 @@ def select_larger(typing: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
 
 
 @intrinsic
-def select_equal(typing: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
-    """x where a == b, else y."""
+def select_equal(typing, a, b, x, y):
+    """Select x where a == b, else y."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         a, b, x, y = args
         return builder.select(builder.fcmp_ordered("==", a, b), x, y)
 
@@ -273,7 +288,7 @@ def select_equal(typing: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
 
 @njit
 def maximum(a, b):
-    """The larger of each pair; b where either is NaN."""
+    """Take the larger of each pair, b where either is NaN."""
     return select_greater(a, b, a, b)
 
 
@@ -281,11 +296,11 @@ def maximum(a, b):
 
 
 @intrinsic(prefer_literal=True)
-def load_line(typing: Any, a: Any, i: Any, step: Any, n: Any) -> Any:
+def load_line(typing, a, i, step, n):
     """Read n vectors, number r from a[i + r * step :]."""
     line = types.UniTuple(vector, n.literal_value)
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         base = _address(context, builder, sig.args[0], args[0], args[1])
         places = _steps(builder, base, args[2], n.literal_value)
         return context.make_tuple(builder, line, [_load(builder, place) for place in places])
@@ -294,14 +309,14 @@ def load_line(typing: Any, a: Any, i: Any, step: Any, n: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def load_inside(typing: Any, a: Any, i: Any, step: Any, n: Any, first: Any, size: Any) -> Any:
+def load_inside(typing, a, i, step, n, first, size):
     """Read a line; its vectors with first + r outside of [0, size) are zeros, and not read.
 
     There is no branch: what is outside is read from a place where zeros are.
     """
     line = types.UniTuple(vector, n.literal_value)
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         array, index, step, _, first, size = args
         base, loaded = _address(context, builder, sig.args[0], array, index), []
         zeros = builder.bitcast(cgutils.global_constant(builder, "zeros", ZEROS), base.type)
@@ -315,10 +330,10 @@ def load_inside(typing: Any, a: Any, i: Any, step: Any, n: Any, first: Any, size
 
 
 @intrinsic
-def store_line(typing: Any, a: Any, i: Any, step: Any, line: Any, n: Any) -> Any:
+def store_line(typing, a, i, step, line, n):
     """Write the first n vectors of a line, or all, to where load_line would read them."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         array, index, step, line, n = args
         base, values = _address(context, builder, sig.args[0], array, index), _unpack(builder, line)
         for r, place in enumerate(_steps(builder, base, step, len(values))):
@@ -329,33 +344,45 @@ def store_line(typing: Any, a: Any, i: Any, step: Any, line: Any, n: Any) -> Any
     return types.void(a, types.intp, types.intp, line, types.intp), emit
 
 
+@intrinsic
+def add_lines(typing, x, y):
+    """Add two lines of equal length."""
+
+    def emit(context, builder, sig, args):
+        pairs = zip(*(_unpack(builder, line) for line in args), strict=True)
+        sums = [builder.fadd(a, b, flags=CONTRACT) for a, b in pairs]
+        return context.make_tuple(builder, sig.return_type, sums)
+
+    return x(x, y), emit
+
+
 _unpack = cgutils.unpack_tuple
 
 
 # ---- tiles: ROWS x COLUMNS vectors ----
 
 
-def _rows(builder: Any, base: Any, step: Any) -> list[list[Any]]:
+def _rows(builder, base, step):
     """Give the addresses of a tile's vectors, row by row."""
     rows = _steps(builder, base, step, ROWS)
     return [_steps(builder, row, INDEX(LANES), COLUMNS) for row in rows]
 
 
 @intrinsic
-def zero_tile(typing: Any) -> Any:
+def zero_tile(typing):
     """Make a tile of zeros."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         return context.make_tuple(builder, tile_type, [ZEROS] * len(tile_type))
 
     return tile_type(), emit
 
 
 @intrinsic
-def load_tile(typing: Any, a: Any, i: Any, step: Any) -> Any:
+def load_tile(typing, a, i, step):
     """Read a tile, row r from a[i + r * step :]."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         base = _address(context, builder, sig.args[0], args[0], args[1])
         vectors = [_load(builder, place) for row in _rows(builder, base, args[2]) for place in row]
         return context.make_tuple(builder, tile_type, vectors)
@@ -364,10 +391,10 @@ def load_tile(typing: Any, a: Any, i: Any, step: Any) -> Any:
 
 
 @intrinsic
-def store_tile(typing: Any, a: Any, i: Any, step: Any, tile: Any, n: Any) -> Any:
+def store_tile(typing, a, i, step, tile, n):
     """Write the first n rows of a tile, or all, to where load_tile would read them."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         array, index, step, tile, n = args
         base, values = _address(context, builder, sig.args[0], array, index), _unpack(builder, tile)
         for r, row in enumerate(_rows(builder, base, step)):
@@ -380,10 +407,10 @@ def store_tile(typing: Any, a: Any, i: Any, step: Any, tile: Any, n: Any) -> Any
 
 
 @intrinsic
-def add_outer_product(typing: Any, tile: Any, a: Any, i: Any, step: Any, b: Any, j: Any) -> Any:
+def add_outer_product(typing, tile, a, i, step, b, j):
     """Add a[i + r * step] * b[j : j + WIDTH] to each row r of a tile."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def emit(context, builder, sig, args):
         tile, a, i, step, b, j = args
         column = _steps(builder, _address(context, builder, sig.args[1], a, i), step, ROWS)
         start = _address(context, builder, sig.args[4], b, j)

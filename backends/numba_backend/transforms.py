@@ -13,7 +13,7 @@ import numpy
 from numba import njit
 
 from .host import LANES
-from .simd import gather, load_inside, load_line, scatter, splat, store_line
+from .simd import add_lines, gather, load_inside, load_line, scatter, splat, store_line
 
 PATCH = 36 * LANES  # floats
 
@@ -46,7 +46,7 @@ def output_line(m):
 
 @njit
 def gradient_line(g):
-    """A g: 4 pixels -> 6 elements."""
+    """Compute A g: 4 pixels -> 6 elements."""
     g0, g1, g2, g3 = g
     a, b, c, e = g0 + g2, g1 + g3, g0 + number(4) * g2, number(2) * g1 + number(8) * g3
     return g0, a + b, a - b, c + e, c - e, g3
@@ -72,12 +72,6 @@ def filter_gradient_line(u):
     return first, sixth * (u2 - u1) + number(1 / 12) * c, sixth * b - a + u5
 
 
-@njit
-def add_lines(a, b):
-    """Add two lines of six vectors."""
-    return a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3], a[4] + b[4], a[5] + b[5]
-
-
 # ---- tiles ----
 
 
@@ -95,14 +89,20 @@ def transform_input(x, image, y0, x0, H, W, C, patch, v, at, plane):
 
 
 @njit
-def transform_output(m, at, plane, patch, y, image, y0, x0, H, W, O):
-    """Write A^T m A to the 4x4 pixels from (y0, x0) on, as far as the image goes."""
+def transform_output(m, at, plane, patch, y, plus, image, y0, x0, H, W, O):
+    """Write A^T m A, and `plus` if there is any, to the 4x4 pixels from (y0, x0) on.
+
+    Only as far as the image goes.
+    """
     for j in range(6):
         line = output_line(load_line(m, at + j * plane, 6 * plane, 6))
         store_line(patch, j * LANES, 6 * LANES, line, 4)
     for i in range(min(4, H - y0)):
         line = output_line(load_line(patch, 6 * i * LANES, LANES, 6))
-        store_line(y, image + ((y0 + i) * W + x0) * O, O, line, W - x0)
+        place = image + ((y0 + i) * W + x0) * O
+        if len(plus):
+            line = add_lines(line, load_inside(plus, place, O, 4, x0, W))
+        store_line(y, place, O, line, W - x0)
 
 
 @njit

@@ -24,8 +24,8 @@ and outputs exchanged. The one with respect to w is the transpose of all the abo
 
 Its sums are taken over fixed parts of the batch, so they don't depend on the number of threads.
 
-The powers of the points cost precision: the error is some 1e-5 of the largest output, where a direct
-convolution's is 1e-7.
+The powers of the points cost precision: the error is some 1e-5 of the largest output, where a
+direct convolution's is 1e-7.
 """
 
 from __future__ import annotations
@@ -40,9 +40,13 @@ from ..geometry import Padding, Shape
 from .arrays import aligned, flat, scratch
 from .compiler import kernel
 from .host import LANES, ROWS, WIDTH
-from .simd import add_product, clear, load_tile, store_tile, zero_tile
+from .simd import add_product, clear, load_tile, prefetch, store_tile, zero_tile
 from .transforms import (
-    PATCH, transform_filter, transform_filter_gradient, transform_gradient, transform_input,
+    PATCH,
+    transform_filter,
+    transform_filter_gradient,
+    transform_gradient,
+    transform_input,
     transform_output,
 )  # fmt: skip
 
@@ -83,7 +87,7 @@ def transform_inputs(x, shape, first, count, patch, v, at, plane):
 
 
 @njit
-def transform_outputs(m, at, plane, shape, first, count, patch, y):
+def transform_outputs(m, at, plane, shape, first, count, patch, y, plus):
     """Transform m[36][tiles][O] to the pixels of tiles first ... first + count - 1."""
     N, H, W, C, H_out, W_out, O, top, left = shape
     for t in range(count):
@@ -91,7 +95,7 @@ def transform_outputs(m, at, plane, shape, first, count, patch, y):
         for o in range(0, O, LANES):
             image = n * H_out * W_out * O + o
             place = at + t * O + o
-            transform_output(m, place, plane, patch, y, image, row, column, H_out, W_out, O)
+            transform_output(m, place, plane, patch, y, plus, image, row, column, H_out, W_out, O)
 
 
 @njit
@@ -106,9 +110,26 @@ def transform_gradients(g, shape, first, count, patch, d, at, plane):
             transform_gradient(g, image, row, column, H_out, W_out, O, patch, d, place, plane)
 
 
+@njit
+def fetch(a, first, count, tiles, f, write):
+    """Fetch the f-th of 36 shares of the memory of tiles first ... first + count - 1.
+
+    The products leave the memory idle, and the transforms before and after them wait for it.
+    """
+    start, stop = len(a) * first // tiles, len(a) * min(first + count, tiles) // tiles
+    for i in range(start + (stop - start) * f // F, start + (stop - start) * (f + 1) // F, WIDTH):
+        if write:
+            prefetch(a, i, 1)
+        else:
+            prefetch(a, i, 0)
+
+
 @kernel("void(float32[::1], float32[::1], UniTuple(intp, 6))")
 def transform_filters(w, u, places):
-    """u [36][O/WIDTH][C][WIDTH] = G w G^T; w[c * c_step + o * o_step + first] is a filter's first."""
+    """u [36][O/WIDTH][C][WIDTH] = G w G^T.
+
+    A filter begins at w[first + c * c_step + o * o_step]; its nine weights are `tap` apart.
+    """
     C, O, c_step, o_step, first, tap = places
     for vector in prange(O // LANES):
         patch = numpy.empty(PATCH, numpy.float32)
@@ -119,9 +140,12 @@ def transform_filters(w, u, places):
             transform_filter(w, weights, o_step, tap, patch, u, panel, C * O)
 
 
-@kernel("void(float32[::1], float32[::1], float32[::1], float32[::1], UniTuple(intp, 9), intp)")
-def convolve(x, u, y, space, shape, block):
-    """y (N, H', W', O) = x (N, H, W, C) convolved with the filters that u was made from."""
+@kernel(
+    "void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1],"
+    "UniTuple(intp, 9), intp)"
+)
+def convolve(x, u, y, plus, space, shape, block):
+    """y (N, H', W', O) = x (N, H, W, C) convolved with u's filters, and `plus` unless empty."""
     C, O, tiles = shape[3], shape[6], count_tiles(shape)[0]
     v_plane, m_plane = block * C + PLANE, block * O + PLANE
     share = PATCH + F * (v_plane + m_plane)
@@ -133,13 +157,16 @@ def convolve(x, u, y, space, shape, block):
         count = min(block, tiles - first)
         transform_inputs(x, shape, first, count, patch, v, 0, v_plane)
         for f in range(F):
+            fetch(x, first + block, block, tiles, f, 0)
+            fetch(y, first, count, tiles, f, 1)
+            fetch(plus, first, count, tiles, f, 0)
             for o in range(0, O, WIDTH):
                 for t in range(0, count, ROWS):
                     tile = add_product(
                         zero_tile(), v, f * v_plane + t * C, C, 1, u, (f * O + o) * C, WIDTH, C
                     )
                     store_tile(m, f * m_plane + t * O + o, O, tile, ROWS)
-        transform_outputs(m, 0, m_plane, shape, first, count, patch, y)
+        transform_outputs(m, 0, m_plane, shape, first, count, patch, y, plus)
 
 
 @njit
@@ -171,10 +198,10 @@ def correlate(x, g, u, space, shape, block, parts):
             transform_inputs(x, shape, first, count, patch, v, 0, v_plane)
             transform_gradients(g, shape, first, count, patch, d, 0, d_plane)
             for f in range(F):
+                fetch(x, first + block, block, tiles, f, 0)
+                fetch(g, first + block, block, tiles, f, 0)
                 mine = (part * F + f) * C * O
-                add_transposed_product(
-                    v, f * v_plane, count, C, d, f * d_plane, O, u, mine, 0, C
-                )
+                add_transposed_product(v, f * v_plane, count, C, d, f * d_plane, O, u, mine, 0, C)
 
 
 @kernel(
@@ -225,30 +252,30 @@ def conv2d(x: Array, w: Array, *, padding: Padding, **at: Any) -> Array:
 
 
 def conv2d_input_grad(
-    g: Array, w: Array, *, x_shape: Shape, padding: Padding, **at: Any
+    g: Array, w: Array, *, x_shape: Shape, padding: Padding, plus: Array = None, **at: Any
 ) -> Array:
-    """Gradient with respect to x: g (N, O, H', W') -> (N, C, H, W)."""
+    """Gradient with respect to x, and `plus` if given: g (N, O, H', W') -> (N, C, H, W)."""
     O, C, _, _ = w.shape
     (top, _), (left, _) = padding
     turned = (O, C, 9 * C, 9, 8, -1)  # from the last of the nine weights to the first
-    return _convolve(g, w, turned, out=x_shape[2:], corner=(2 - top, 2 - left))
+    return _convolve(g, w, turned, out=x_shape[2:], corner=(2 - top, 2 - left), plus=plus)
 
 
 def _convolve(
-    x: Array, w: Array, places: tuple[int, ...], *, out: tuple[int, ...], corner: tuple[int, int]
-) -> Array:
+    x: Array, w: Array, places: tuple[int, ...], *, out: tuple[int, ...], corner: tuple[int, int],
+    plus: Array = None,
+) -> Array:  # fmt: skip
     (N, C, H, W), O = x.shape, places[1]
     u = aligned(F * C * O)
     transform_filters(flat(w.reshape(O, -1)), u, places)
     y, block = aligned(N * out[0] * out[1] * O), tiles_per_block(C, O)
     space = scratch(PATCH + F * (block * (C + O) + 2 * PLANE))
-    convolve(flat(x), u, y, space, (N, H, W, C, *out, O, *corner), block)
+    added = y[:0] if plus is None else flat(plus)
+    convolve(flat(x), u, y, added, space, (N, H, W, C, *out, O, *corner), block)
     return nchw(y.reshape(N, *out, O))
 
 
-def conv2d_weight_grad(
-    g: Array, x: Array, *, w_shape: Shape, padding: Padding, **at: Any
-) -> Array:
+def conv2d_weight_grad(g: Array, x: Array, *, w_shape: Shape, padding: Padding, **at: Any) -> Array:
     """Gradient with respect to w: g (N, O, H', W'), x (N, C, H, W) -> (O, C, 3, 3)."""
     (N, C, H, W), (_, O, H_out, W_out) = x.shape, g.shape
     shape = (N, H, W, C, H_out, W_out, O, padding[0][0], padding[1][0])

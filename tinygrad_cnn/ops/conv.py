@@ -11,16 +11,20 @@ def conv2d(x, w, *, stride, padding, dilation, groups):
     at = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     x_shape, w_shape = x.shape, w.shape
     return x.backend.conv2d(x.data, w.data, **at), (
-        lambda g: conv2d_input_grad(g, w, x_shape=x_shape, **at),
+        lambda g, plus=None: conv2d_input_grad(g, w, x_shape=x_shape, plus=plus, **at),
         lambda g: conv2d_weight_grad(g, x, w_shape=w_shape, **at),
     )
 
 
 @op
-def conv2d_input_grad(g, w, *, x_shape, **at):
-    """Gradient of conv2d with respect to x: g (N, O, H', W'), w -> (N, C, H, W)."""
+def conv2d_input_grad(g, w, *, x_shape, plus=None, **at):
+    """Gradient of conv2d with respect to x, added to `plus`: g (N, O, H', W'), w -> (N, C, H, W).
+
+    `plus` is a constant: nothing is recorded when there is one.
+    """
     w_shape = w.shape
-    return g.backend.conv2d_input_grad(g.data, w.data, x_shape=x_shape, **at), (
+    plus = None if plus is None else plus.data
+    return g.backend.conv2d_input_grad(g.data, w.data, x_shape=x_shape, plus=plus, **at), (
         lambda h: conv2d(h, w, **at),
         lambda h: conv2d_weight_grad(g, h, w_shape=w_shape, **at),
     )

@@ -123,14 +123,6 @@ def relu_grad(g, *, y):
     return g.backend.relu_grad(g.data, y), (lambda h: relu_grad(h, y=y),)
 
 
-@op
-def leaky_relu(x, *, negative_slope):
-    """x where positive, else negative_slope * x. Maas et al., ICML 2013."""
-    slope = x.backend.map(lambda a: (a > 0) + (a <= 0) * a.dtype.type(negative_slope), x.data)
-    slope = x.constant(slope.astype(x.dtype))
-    return x.backend.map(operator.mul, x.data, slope.data), (lambda g: g * slope,)
-
-
 @op(broadcasts=True)
 def where(x, y, *, condition):
     """x where the boolean array `condition` holds, else y."""
