@@ -51,6 +51,14 @@ def _positions_fit_a_byte(shapes: Shapes, *, kernel_size: Pair, **settings: Any)
     return kernel_size[0] * kernel_size[1] < 256
 
 
+def _whole_vectors(shapes: Shapes, **settings: Any) -> bool:
+    return shapes[0][1] % 16 == 0  # a multiple of any CPU's LANES
+
+
+def _whole_vectors_and_bytes(shapes: Shapes, **settings: Any) -> bool:
+    return _whole_vectors(shapes) and _positions_fit_a_byte(shapes, **settings)
+
+
 def _filters(shapes: Shapes, settings: dict[str, Any]) -> Shape:
     """Give the shape of a convolution's or a gradient's filters."""
     return settings.get("w_shape", shapes[1])
@@ -81,10 +89,22 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "add": (Path("compiled", "pointwise", _same_images),),
     "relu": (Path("compiled", "pointwise", _same_images),),
     "relu_grad": (Path("compiled", "pointwise", _same_images),),
-    "max_pool2d": (Path("compiled", "pool", _positions_fit_a_byte),),
-    "max_pool2d_grad": (Path("compiled", "pool", _positions_fit_a_byte),),
-    "avg_pool2d": (Path("compiled", "pool", _always),),
-    "avg_pool2d_grad": (Path("compiled", "pool", _always),),
+    "max_pool2d": (
+        Path("simd", "pool_simd", _whole_vectors_and_bytes, SINGLE),
+        Path("compiled", "pool", _positions_fit_a_byte),
+    ),
+    "max_pool2d_grad": (
+        Path("simd", "pool_simd", _whole_vectors_and_bytes, SINGLE),
+        Path("compiled", "pool", _positions_fit_a_byte),
+    ),
+    "avg_pool2d": (
+        Path("simd", "pool_simd", _whole_vectors, SINGLE),
+        Path("compiled", "pool", _always),
+    ),
+    "avg_pool2d_grad": (
+        Path("simd", "pool_simd", _whole_vectors, SINGLE),
+        Path("compiled", "pool", _always),
+    ),
     "batch_norm": (Path("compiled", "norm", _always),),
     "batch_norm_grad": (Path("compiled", "norm", _always),),
     "sgd_update": (Path("compiled", "update", _large),),

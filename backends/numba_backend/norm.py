@@ -182,11 +182,12 @@ def add_parts(partial, sums):
     """Add partial sums (parts, 2, L) up to sums (2, C), in an order that is always the same."""
     parts, kinds, L = partial.shape
     for kind in range(kinds):
+        total = partial[0, kind]
+        for part in range(1, parts):
+            for l in range(L):
+                total[l] += partial[part, kind, l]
         for l in range(L):
-            total = 0.0
-            for part in range(parts):
-                total += partial[part, kind, l]
-            sums[kind, l % sums.shape[1]] += total
+            sums[kind, l % sums.shape[1]] += total[l]
 
 
 @kernel(

@@ -18,7 +18,7 @@ from numba import njit, prange
 from ..base import Array
 from ..geometry import Padding, Pair, Shape, output_size
 from .arrays import empty, images
-from .compiler import kernel
+from .compiler import Kernel, kernel
 from .parts import bounds, number_of_parts
 
 GEOMETRY = "intp, intp, intp, intp, intp, intp, intp"  # kh, kw, sh, sw, top, left, parts
@@ -58,10 +58,11 @@ def largest_grad(g, argmax, kh, kw, sh, sw, top, left, parts, dx):
         start, stop = bounds(N * H, parts, part)
         for row in range(start, stop):
             n, h = divmod(row, H)
+            rows = windows(h + top, kh, sh, Ho)
             for w in range(W):
                 pixel = dx[n, h, w]
                 pixel[:] = 0
-                for oh in windows(h + top, kh, sh, Ho):
+                for oh in rows:
                     for ow in windows(w + left, kw, sw, Wo):
                         position = (h + top - oh * sh) * kw + w + left - ow * sw
                         won, share = argmax[n, oh, ow], g[n, oh, ow]
@@ -100,10 +101,11 @@ def average_grad(g, kh, kw, sh, sw, top, left, parts, dx):
         start, stop = bounds(N * H, parts, part)
         for row in range(start, stop):
             n, h = divmod(row, H)
+            rows = windows(h + top, kh, sh, Ho)
             for w in range(W):
                 pixel = dx[n, h, w]
                 pixel[:] = 0
-                for oh in windows(h + top, kh, sh, Ho):
+                for oh in rows:
                     for ow in windows(w + left, kw, sw, Wo):
                         pixel += g[n, oh, ow]
                 pixel /= size
@@ -111,45 +113,62 @@ def average_grad(g, kh, kw, sh, sw, top, left, parts, dx):
 
 @njit
 def windows(place, k, s, count):
-    """Give the windows of size k and stride s, of `count`, that contain a place: last one first."""
-    return range(min(place // s, count - 1), max(0, (place - k + s) // s) - 1, -1)
+    """Give those of `count` windows of size k and stride s that contain a place."""
+    place, k, s = numpy.uint64(place), numpy.uint64(k), numpy.uint64(s)  # quicker to divide
+    after = min(place // s + numpy.uint64(1), numpy.uint64(count))
+    return range(numpy.intp((max(place + s, k) - k) // s), numpy.intp(after))
 
 
 def max_pool2d(
-    x: Array, *, kernel_size: Pair, stride: Pair, padding: Padding
+    x: Array, *, kernel_size: Pair, stride: Pair, padding: Padding, run: Kernel = largest
 ) -> tuple[Array, Array]:
     """Take the largest pixel of each window: (y, argmax), both (N, C, H', W')."""
     out = output_size(x.shape[2:], kernel=kernel_size, stride=stride, padding=padding)
     y, argmax = (empty((*x.shape[:2], *out), dtype) for dtype in (x.dtype, "uint8"))
     at = _geometry(y, kernel_size, stride, padding)
-    largest(images(x), *at, images(y), images(argmax))
+    run(images(x), *at, images(y), images(argmax))
     return y, argmax
 
 
 def max_pool2d_grad(
-    g: Array, argmax: Array, *, x_shape: Shape, kernel_size: Pair, stride: Pair, padding: Padding
+    g: Array,
+    argmax: Array,
+    *,
+    x_shape: Shape,
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Padding,
+    run: Kernel = largest_grad,
 ) -> Array:
     """Send each gradient of g (N, C, H', W') to the pixel that won -> (N, C, H, W)."""
     dx = empty(x_shape, g.dtype)
     at = _geometry(dx, kernel_size, stride, padding)
-    largest_grad(images(g), images(argmax), *at, images(dx))
+    run(images(g), images(argmax), *at, images(dx))
     return dx
 
 
-def avg_pool2d(x: Array, *, kernel_size: Pair, stride: Pair, padding: Padding) -> Array:
+def avg_pool2d(
+    x: Array, *, kernel_size: Pair, stride: Pair, padding: Padding, run: Kernel = average
+) -> Array:
     """Average each window -> (N, C, H', W'); zeros of the padding count."""
     out = output_size(x.shape[2:], kernel=kernel_size, stride=stride, padding=padding)
     y = empty((*x.shape[:2], *out), x.dtype)
-    average(images(x), *_geometry(y, kernel_size, stride, padding), images(y))
+    run(images(x), *_geometry(y, kernel_size, stride, padding), images(y))
     return y
 
 
 def avg_pool2d_grad(
-    g: Array, *, x_shape: Shape, kernel_size: Pair, stride: Pair, padding: Padding
+    g: Array,
+    *,
+    x_shape: Shape,
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Padding,
+    run: Kernel = average_grad,
 ) -> Array:
     """Spread each gradient of g (N, C, H', W') evenly over its window -> (N, C, H, W)."""
     dx = empty(x_shape, g.dtype)
-    average_grad(images(g), *_geometry(dx, kernel_size, stride, padding), images(dx))
+    run(images(g), *_geometry(dx, kernel_size, stride, padding), images(dx))
     return dx
 
 

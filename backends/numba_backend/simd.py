@@ -58,6 +58,7 @@ vector = VectorType()
 register_model(VectorType)(
     lambda manager, numba_type: models.PrimitiveModel(manager, numba_type, VECTOR)
 )
+BYTES = ir.VectorType(ir.IntType(8), LANES)
 tile_type = types.UniTuple(vector, ROWS * COLUMNS)
 
 
@@ -112,6 +113,33 @@ def store(typing, a, i, v):
     def emit(context, builder, sig, args):
         array, index, v = args
         _store(builder, v, _address(context, builder, sig.args[0], array, index))
+        return context.get_dummy_value()
+
+    return types.void(a, types.intp, vector), emit
+
+
+@intrinsic
+def load_bytes(typing, a, i):
+    """Read LANES bytes (uint8) as floats."""
+
+    def emit(context, builder, sig, args):
+        place = _address(context, builder, sig.args[0], *args)
+        value = builder.load(builder.bitcast(place, BYTES.as_pointer()))
+        value.align = 1
+        return builder.uitofp(value, VECTOR)
+
+    return vector(a, types.intp), emit
+
+
+@intrinsic
+def store_bytes(typing, a, i, v):
+    """Write v, numbers from 0 to 255, as bytes (uint8)."""
+
+    def emit(context, builder, sig, args):
+        array, index, v = args
+        place = _address(context, builder, sig.args[0], array, index)
+        place = builder.bitcast(place, BYTES.as_pointer())
+        builder.store(builder.fptoui(v, BYTES), place).align = 1
         return context.get_dummy_value()
 
     return types.void(a, types.intp, vector), emit
@@ -231,6 +259,29 @@ def select_greater(typing, a, b, x, y):
     def emit(context, builder, sig, args):
         a, b, x, y = args
         return builder.select(builder.fcmp_ordered(">", a, b), x, y)
+
+    return vector(vector, vector, vector, vector), emit
+
+
+@intrinsic
+def select_larger(typing, a, b, x, y):
+    """Select x where a > b or a is NaN, else y: as if NaN were the largest of all."""
+
+    def emit(context, builder, sig, args):
+        a, b, x, y = args
+        larger = builder.fcmp_ordered(">", a, b)
+        return builder.select(builder.or_(larger, builder.fcmp_unordered("uno", a, a)), x, y)
+
+    return vector(vector, vector, vector, vector), emit
+
+
+@intrinsic
+def select_equal(typing, a, b, x, y):
+    """Select x where a == b, else y."""
+
+    def emit(context, builder, sig, args):
+        a, b, x, y = args
+        return builder.select(builder.fcmp_ordered("==", a, b), x, y)
 
     return vector(vector, vector, vector, vector), emit
 

@@ -17,7 +17,7 @@ TOLERANCE = {"float32": 2e-6, "float64": 1e-13}  # of the largest value
 
 dtypes = st.sampled_from(["float32", "float64"])
 shapes = st.tuples(
-    st.integers(0, 3), st.sampled_from([1, 2, 3, 16, 33]), st.integers(1, 9), st.integers(1, 9)
+    st.integers(0, 3), st.sampled_from([1, 2, 3, 16, 33, 48]), st.integers(1, 9), st.integers(1, 9)
 )
 seeds = st.integers(0, 2**32 - 1)
 
@@ -93,9 +93,9 @@ POOL = dict(stride=(1, 1), padding=((0, 0), (0, 0)))
         ("compiled", "batch_norm", (X, (16,), (16,)), {}),
         ("compiled", "batch_norm_grad", (X, X, (16,), (16,)), {}),
         ("reference", "batch_norm", ((0, 16, 8, 8), (16,), (16,)), {}),
-        ("compiled", "max_pool2d", (X,), dict(kernel_size=(15, 17), **POOL)),
+        ("compiled", "max_pool2d", ((2, 20, 8, 8),), dict(kernel_size=(15, 17), **POOL)),
         ("reference", "max_pool2d", (X,), dict(kernel_size=(16, 16), **POOL)),
-        ("compiled", "avg_pool2d", (X,), dict(kernel_size=(16, 16), **POOL)),
+        ("compiled", "avg_pool2d", ((2, 20, 8, 8),), dict(kernel_size=(16, 16), **POOL)),
         ("compiled", "sgd_update", ((64, 64, 3, 3),) * 3, {}),
         ("reference", "sgd_update", ((16, 16, 3, 3),) * 3, {}),
         ("reference", "erf", (X,), {}),
@@ -106,6 +106,13 @@ def test_the_table_of_paths(path, kernel, shapes, settings):
     assert paths(kernel, *shapes, dtype="float64", **settings) == path
     assert paths(kernel, *shapes, dtype="float16", **settings) == "reference"
     assert paths(kernel, *shapes, dtype=">f4", **settings) == "reference"
+
+
+@pytest.mark.parametrize("kernel", ["max_pool2d", "max_pool2d_grad", "avg_pool2d_grad"])
+def test_pooling_of_whole_vectors_is_simd_in_float32(kernel):
+    settings = dict(kernel_size=(15, 17), **POOL)
+    assert paths(kernel, X, **settings) == "simd"
+    assert paths(kernel, X, dtype="float64", **settings) == "compiled"
 
 
 def test_the_chosen_path_runs(monkeypatch):
@@ -233,13 +240,15 @@ def test_pooling_and_its_gradients(draw, kernel, stride, data):
     assert_close(*both("avg_pool2d_grad", g, x_shape=x.shape, **at), x.dtype)
 
 
-def test_pooling_of_special_values():
-    values = np.random.default_rng(0).choice([*SPECIAL, 2.0], (4, 3, 9, 9)).astype(np.float32)
+@pytest.mark.parametrize("channels", [3, 32])
+def test_pooling_of_special_values(channels):
+    rng = np.random.default_rng(0)
+    values = rng.choice([*SPECIAL, 2.0], (4, channels, 9, 9)).astype(np.float32)
     at = dict(kernel_size=(3, 2), stride=(2, 1), padding=((1, 1), (1, 1)))
     (y, argmax), (y_there, argmax_there) = both("max_pool2d", values, **at)
     np.testing.assert_array_equal(y, y_there)
     np.testing.assert_array_equal(argmax, argmax_there)
-    g = np.random.default_rng(1).choice(SPECIAL, y.shape).astype(np.float32)
+    g = rng.choice(SPECIAL, y.shape).astype(np.float32)
     with np.errstate(invalid="ignore"):
         grads = both("max_pool2d_grad", g, argmax, x_shape=values.shape, **at)
         averages = both("avg_pool2d", values, **at)
@@ -273,8 +282,8 @@ from tinygrad_cnn.backends import get
 from tinygrad_cnn.backends.numba_backend import threads
 
 numba, rng = get("numba"), np.random.default_rng(0)
-x, g, r = rng.standard_normal((3, 24, 20, 20, 24)).astype("f").transpose(0, 1, 4, 2, 3)
-w, b = rng.standard_normal((2, 24)).astype("f")
+x, g, r = rng.standard_normal((3, 24, 20, 20, 32)).astype("f").transpose(0, 1, 4, 2, 3)
+w, b = rng.standard_normal((2, 32)).astype("f")
 pool = dict(kernel_size=(3, 3), stride=(2, 2), padding=((1, 1), (1, 1)))
 
 def everything():
