@@ -1,0 +1,54 @@
+"""The command line: `tinygrad-cnn` or `python -m tinygrad_cnn`.
+
+Each family of commands has its file; the commands are plain functions, registered here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import looking
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="A small, readable and fast autograd engine for convolutional networks.",
+)
+app.command("selftest")(looking.selftest)
+app.command("models")(looking.list_models)
+app.command("backends")(looking.list_backends)
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+) -> None:
+    """Read the options that stand before the command."""
+
+
+def main() -> None:
+    """Run the command line."""
+    run(app)
+
+
+def run(command: Callable[..., Any]) -> None:
+    """Run a typer app or function; an error is one line on stderr, with --debug a traceback."""
+    if not isinstance(command, typer.Typer):
+        program = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+        program.command()(command)
+        command = program
+    try:
+        command()
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        if "--debug" in sys.argv:
+            raise
+        notes = " ".join(getattr(error, "__notes__", ()))
+        name = Path(sys.argv[0]).stem.replace("__main__", "tinygrad-cnn")
+        print(f"{name}: {error} {notes}".rstrip(), file=sys.stderr)
+        sys.exit(1)
