@@ -3,7 +3,7 @@
 from .augment import channel_statistics, crop_and_flip, normalize, random_crop_and_flip
 from .cifar import cifar10, cifar100, data_folder
 from .dataset import DataError, Dataset, split
-from .load import load
+from .load import load, open_data, read_image
 from .loader import Loader
 from .randomness import rng_at
 from .shapes import shapes
@@ -19,7 +19,9 @@ __all__ = [
     "data_folder",
     "load",
     "normalize",
+    "open_data",
     "random_crop_and_flip",
+    "read_image",
     "rng_at",
     "shapes",
     "split",
