@@ -43,7 +43,8 @@ class RunFolder:
             try:
                 return checkpoint.load(path)
             except checkpoint.CheckpointError as error:
-                print(error, file=sys.stderr)
+                more = "; going on from the one before it" if path != present[-1] else ""
+                print(f"{error}{more}", file=sys.stderr)
         if present:
             raise checkpoint.CheckpointError(
                 f"{self.path} has no whole checkpoint left; start again with another --out"
