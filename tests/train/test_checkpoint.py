@@ -206,10 +206,10 @@ def test_killed_at_any_moment_a_whole_one_is_left(tmp_path, monkeypatch, moment)
                 checkpoint.save(folder.last, ARRAYS, {"step": saved}, keep=folder.previous)
         except Killed:
             saved -= 1
-    _, facts = folder.newest()
+    _, facts = folder.recover()
     assert facts["step"] in (saved, saved + 1)
     checkpoint.save(folder.last, ARRAYS, {"step": 99}, keep=folder.previous)
-    assert folder.newest()[1]["step"] == 99
+    assert folder.recover()[1]["step"] == 99
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -227,17 +227,18 @@ def test_a_failed_write_leaves_nothing_behind(path, monkeypatch):
 
 def test_a_damaged_one_is_named_and_the_one_before_it_used(tmp_path, capsys):
     folder = RunFolder(tmp_path)
-    assert folder.newest() is None
+    assert folder.recover() is None
     for step in (1, 2):
         checkpoint.save(folder.last, ARRAYS, {"step": step}, keep=folder.previous)
-    assert folder.newest()[1] == {"step": 2}
+    assert folder.recover()[1] == {"step": 2}
     assert capsys.readouterr().err == ""
     folder.last.write_bytes(folder.last.read_bytes()[:-1])
-    assert folder.newest()[1] == {"step": 1}
+    assert folder.recover()[1] == {"step": 1}
     told = capsys.readouterr().err
     assert told.startswith(f"{folder.last} is damaged")
     assert told.endswith("; going on from the one before it\n")
     assert told.count("\n") == 1
+    assert not folder.last.exists()
     folder.previous.write_bytes(b"")
     with pytest.raises(CheckpointError, match="has no whole checkpoint left; start again"):
-        folder.newest()
+        folder.recover()

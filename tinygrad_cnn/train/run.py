@@ -136,7 +136,10 @@ def read_config(folder: Path) -> Config:
     path = RunFolder(folder).config
     if not path.exists():
         raise RecipeError(f"{folder} has no run (there is no config.json); start one with --out")
-    return Config.from_dict(files.read_json(path))
+    try:
+        return Config.from_dict(files.read_json(path))
+    except (ValueError, TypeError, KeyError) as error:
+        raise RecipeError(f"{path} is damaged: {error}; start again with another --out") from None
 
 
 def open_data(config: Config) -> tuple[data.Dataset, data.Dataset]:
@@ -169,7 +172,7 @@ def train(
         trainer, keeper = build(run, config, train_set)
         keeper.every = checkpoint_every
         trainer.callbacks += callbacks
-        go_on(run, trainer)
+        go_on(run, config, trainer)
         print(_opening(run, config, trainer), flush=True)
         try:
             with heeded(trainer):
@@ -229,12 +232,14 @@ def build_model(recipe: Recipe, dataset: data.Dataset, *, seed: int) -> models.C
     return model
 
 
-def go_on(run: RunFolder, trainer: Trainer) -> None:
+def go_on(run: RunFolder, config: Config, trainer: Trainer) -> None:
     """Bring a trainer to the newest checkpoint, and the history back to it."""
-    found = run.newest()
+    found = run.recover()
     if found is None:
         return
     arrays, facts = found
+    if Config.from_dict(facts["config"]) != config:
+        raise RecipeError(f"{run.config} has been changed since the checkpoint; put it back")
     trainer.load_state_dict({"arrays": arrays, "facts": facts})
     trainer.timings = files.read_lines(run.timings)[: len(trainer.history)]
     files.write_lines(run.history, trainer.history)
