@@ -35,21 +35,22 @@ def image_folder(
 
     `path` has a subfolder for each class, or `train` and `test` with such subfolders; without
     them, a fifth of each class, drawn by `seed`, is the test set, and the name of both sets says
-    so. Pictures may lie deeper in a class's folder. Hidden files are passed over, files without a
+    so. The pictures are shuffled by `seed`: the first thousand are of all classes. They may lie
+    deeper in a class's folder. Hidden files are passed over, files without a
     picture's suffix counted in the name; a picture that cannot be read is an error, so that no
     training goes on with less than its data unnoticed.
     """
     root = Path(path).expanduser()
     parts = root / "train", root / "test"
     if all(part.is_dir() for part in parts):
-        return _given_sets(root, *parts, size=size)
+        return _given_sets(root, *parts, size=size, seed=seed)
     found = list_pictures(root)
     name = _name(root, f"a fifth set aside by seed {seed}", _left_out(found.others))
     whole = _dataset(found, tuple(found.pictures), name, size=size)
     aside = _fifth_of_each_class(whole.labels, seed)
     if not aside.any():
         raise DataError(f"{root} has one picture in each class; expected at least two, to test on")
-    return whole.subset(np.flatnonzero(~aside)), whole.subset(np.flatnonzero(aside))
+    return _shuffled(whole, ~aside, seed), _shuffled(whole, aside, seed)
 
 
 def list_pictures(root: Path) -> Listing:
@@ -83,14 +84,16 @@ def _visible_files(folder: Path) -> list[Path]:
 
 
 def _given_sets(
-    root: Path, train_folder: Path, test_folder: Path, *, size: int
+    root: Path, train_folder: Path, test_folder: Path, *, size: int, seed: int
 ) -> tuple[Dataset, Dataset]:
     train, test = list_pictures(train_folder), list_pictures(test_folder)
     classes = tuple(train.pictures)
     if strange := test.pictures.keys() - train.pictures.keys():
         raise DataError(f"{test_folder} has {', '.join(sorted(strange))}, which train has not")
     name = _name(root, _left_out(train.others + test.others))
-    return _dataset(train, classes, name, size=size), _dataset(test, classes, name, size=size)
+    sets = (_dataset(found, classes, name, size=size) for found in (train, test))
+    train_set, test_set = (_shuffled(part, np.ones(len(part), np.bool_), seed) for part in sets)
+    return train_set, test_set
 
 
 def _left_out(others: int) -> str:
@@ -123,6 +126,10 @@ def _decoded(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:
     if bad:
         raise DataError(f"{len(bad)} of {len(paths)} pictures are damaged; mend or remove {bad[0]}")
     return images.transpose(0, 3, 1, 2)
+
+
+def _shuffled(dataset: Dataset, chosen: NDArray[np.bool_], seed: int) -> Dataset:
+    return dataset.subset(rng_at(seed, "shuffle").permutation(np.flatnonzero(chosen)))
 
 
 def _fifth_of_each_class(labels: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
