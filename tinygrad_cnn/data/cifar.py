@@ -62,6 +62,19 @@ def where(archive: Archive, data_dir: str | os.PathLike[str] | None = None) -> P
     return _where(archive, data_folder(data_dir), [*archive.train, *archive.test])
 
 
+def verify(archive: Archive, data_dir: str | os.PathLike[str] | None = None) -> dict[str, bool]:
+    """Say of each file of an archive whether its MD5 checksum is the official one."""
+    official = archive.train | archive.test
+    files = _files(archive, data_folder(data_dir), list(official))
+    return {
+        name: _md5(raw) == official[name] for name, (_, raw) in zip(official, files, strict=True)
+    }
+
+
+def _md5(raw: bytes) -> str:
+    return hashlib.md5(raw, usedforsecurity=False).hexdigest()
+
+
 def _where(archive: Archive, root: Path, names: list[str]) -> Path | None:
     for folder in (root / archive.folder, root):
         if all((folder / name).is_file() for name in names):
@@ -85,7 +98,7 @@ def _dataset(
         rows, numbers = _parse(archive, path, raw)
         images.append(channels_last(rows.reshape(-1, 3, 32, 32)))
         labels.append(numbers)
-        found.append(hashlib.md5(raw, usedforsecurity=False).hexdigest())
+        found.append(_md5(raw))
     official = found == list(checksums.values())
     return Dataset(
         channels_last(np.concatenate(images)),
