@@ -45,10 +45,10 @@ def main(
     steps = epochs * len(loader)
     schedule = optim.warm_up(optim.cosine(learning_rate, steps), max(1, steps // 10))
     print(f"{model}: {net.num_parameters():,} parameters, {steps} steps")
-    results = train.fit(
+    history = train.fit(
         net, optimizer, loader, epochs=epochs, schedule=schedule, validation=held_out
     )
-    print(f"accuracy on {len(test_set)} held-out images: {results[-1].validation.accuracy:.1%}")
+    print(f"accuracy on {len(test_set)} held-out images: {history[-1]['validation_accuracy']:.1%}")
 
 
 if __name__ == "__main__":

@@ -12,17 +12,25 @@ from typing import Annotated, Any
 
 import typer
 
-from . import looking
+from . import data, looking, training
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     help="A small, readable and fast autograd engine for convolutional networks.",
+    epilog="A start: `tinygrad-cnn train`; each command has a `--help`.",
 )
-app.command("selftest")(looking.selftest)
-app.command("models")(looking.list_models)
-app.command("backends")(looking.list_backends)
+TRAINING, LOOKING = "Train and use", "See what there is"
+app.command(rich_help_panel=TRAINING, epilog=training.TRAIN_EXAMPLES)(training.train)
+app.command(rich_help_panel=TRAINING, epilog=training.EVALUATE_EXAMPLES)(training.evaluate)
+app.command(rich_help_panel=TRAINING, epilog=training.PREDICT_EXAMPLES)(training.predict)
+app.command(rich_help_panel=TRAINING)(training.recipes)
+app.command("data", rich_help_panel=LOOKING, epilog=data.EXAMPLES)(data.show_data)
+app.command("models", rich_help_panel=LOOKING)(looking.list_models)
+app.command("backends", rich_help_panel=LOOKING)(looking.list_backends)
+app.command("selftest", rich_help_panel=LOOKING)(looking.selftest)
 
 
 @app.callback()
@@ -38,7 +46,10 @@ def main() -> None:
 
 
 def run(command: Callable[..., Any]) -> None:
-    """Run a typer app or function; an error is one line on stderr, with --debug a traceback."""
+    """Run a typer app or function; an error is one line on stderr, with --debug a traceback.
+
+    The exit status is 1, or what the error has as `exit_status`: 2 for a wrong setting.
+    """
     if not isinstance(command, typer.Typer):
         program = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
         program.command()(command)
@@ -51,4 +62,4 @@ def run(command: Callable[..., Any]) -> None:
         notes = " ".join(getattr(error, "__notes__", ()))
         name = Path(sys.argv[0]).stem.replace("__main__", "tinygrad-cnn")
         print(f"{name}: {error} {notes}".rstrip(), file=sys.stderr)
-        sys.exit(1)
+        sys.exit(getattr(error, "exit_status", 1))

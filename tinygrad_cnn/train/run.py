@@ -1,0 +1,276 @@
+"""A run: a recipe applied to data in a folder, from nothing or from its last checkpoint."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from .. import backends, data, models
+from ..backends.threads import set_threads
+from . import folder as files
+from .callbacks import Checkpoints, StopAtNaN
+from .folder import RunFolder
+from .progress import Progress
+from .recipe import Recipe, RecipeError, load
+from .signals import heeded
+from .trained import Trained
+from .trainer import Interrupted, Trainer
+
+
+class Stopped(RuntimeError):
+    """A run was ended by a signal, at a checkpoint."""
+
+    def __init__(self, number: signal.Signals, message: str) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + number
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that decides a run's outcome; `recipe_name` and `data_dir` say where things came from."""
+
+    recipe: Recipe
+    recipe_name: str = "quick"
+    data: str = "shapes"
+    data_dir: str | None = None
+    images: int | None = None  # take only the first so many for training, a fifth of that to test
+    validation: int = 0  # of these, images held out
+    seed: int = 0
+    backend: str = "auto"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what from_dict reads."""
+        return {**vars(self), "recipe": self.recipe.to_dict()}
+
+    def on(self, data: str | None, data_dir: Path | None) -> Config:
+        """Give the same with other data, all of it, or with the same data from another place."""
+        place = self.data_dir if data_dir is None else str(data_dir)
+        if data in (None, self.data):
+            return replace(self, data_dir=place)
+        return replace(self, data=data, images=None, data_dir=None if data_dir is None else place)
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Config:
+        """Read what to_dict gave."""
+        return cls(**{**table, "recipe": Recipe.from_dict(table["recipe"])})
+
+
+def configure(
+    recipe_name: str, overrides: Mapping[str, Mapping[str, Any]], *, data_dir: Path | None = None,
+    **choices: Any,
+) -> Config:  # fmt: skip
+    """Make a configuration from a recipe, changes to it by the options that ask for them, ..."""
+    recipe = load(recipe_name)
+    for change in overrides.values():
+        recipe = recipe.override(change)
+    folder = None if data_dir is None else str(data_dir)
+    return Config(recipe=recipe, recipe_name=recipe_name, data_dir=folder, **choices)
+
+
+def new_folder(config: Config) -> Path:
+    """Name a folder in runs/ that isn't there yet."""
+    name = f"{config.recipe.model}-{config.data.replace(':', '-').replace('/', '-')}"
+    names = itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))
+    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
+
+
+def start(folder: Path, config: Config, **settings: Any) -> dict[str, Any]:
+    """Train in a new folder; gives the contents of result.json. Settings are those of `train`."""
+    config = replace(config, backend=backends.get(config.backend).name)
+    run = RunFolder(folder)
+    train_set, test_set = open_data(config)
+    run.create()
+    files.write_json(run.config, config.to_dict())
+    return train(run, config, train_set, test_set, **settings)
+
+
+def check_resumable(
+    folder: Path, choices: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Refuse options that contradict what the run in a folder was started with."""
+    config = read_config(folder)
+    was: dict[str, Any] = {**vars(config), "out": folder}
+    for name, value in choices.items():
+        if value != was[name]:
+            option = f"--{name.removesuffix('_name')}"
+            raise _contradiction(f"{option} {value}", folder, was[name])
+    for option, change in overrides.items():
+        if config.recipe.override(change) != config.recipe:
+            raise _contradiction(option, folder, _before(config.recipe, change))
+
+
+def _contradiction(option: str, folder: Path, was: Any) -> RecipeError:
+    return RecipeError(
+        f"{option} contradicts the run in {folder}, which has {was}; "
+        "leave the option out to go on, or start a new run with --out"
+    )
+
+
+def _before(recipe: Recipe, change: Mapping[str, Any]) -> Any:
+    """Look up what a recipe has where a change would change it."""
+    was: Any = recipe.to_dict()
+    while isinstance(change, dict) and isinstance(was, dict):
+        ((key, change),) = change.items()
+        was = was.get(key)
+    return was
+
+
+def resume(folder: Path, *, data_dir: Path | None = None, **settings: Any) -> dict[str, Any]:
+    """Go on with the run in a folder from its newest checkpoint; gives result.json's contents."""
+    run, config = RunFolder(folder), read_config(folder)
+    if run.result.exists():
+        print(f"the run in {folder} is finished")
+        return files.read_json(run.result)
+    train_set, test_set = open_data(config.on(None, data_dir))
+    return train(run, config, train_set, test_set, **settings)
+
+
+def read_config(folder: Path) -> Config:
+    """Read what the run in a folder was started with."""
+    path = RunFolder(folder).config
+    if not path.exists():
+        raise RecipeError(f"{folder} has no run (there is no config.json); start one with --out")
+    return Config.from_dict(files.read_json(path))
+
+
+def open_data(config: Config) -> tuple[data.Dataset, data.Dataset]:
+    """Give the run's images, to train (and to hold out) and to test."""
+    train_set, test_set = data.open_data(config.data, config.data_dir)
+    if config.images is None:
+        return train_set, test_set
+    return _first(train_set, config.images), _first(test_set, max(1, config.images // 5))
+
+
+def _first(dataset: data.Dataset, n: int) -> data.Dataset:
+    return dataset.subset(numpy.arange(min(n, len(dataset))))
+
+
+def train(
+    run: RunFolder,
+    config: Config,
+    train_set: data.Dataset,
+    test_set: data.Dataset,
+    *,
+    threads: int | None = None,
+    checkpoint_every: int | None = None,
+    callbacks: Sequence[Any] = (),
+) -> dict[str, Any]:
+    """Train to the end from the newest checkpoint, if there is one; then test, once."""
+    backend = backends.get(config.backend)
+    if threads is not None:
+        set_threads(threads, backend)
+    with backends.use_backend(backend):
+        trainer, keeper = build(run, config, train_set)
+        keeper.every = checkpoint_every
+        trainer.callbacks += callbacks
+        go_on(run, trainer)
+        print(_opening(run, config, trainer), flush=True)
+        try:
+            with heeded(trainer):
+                trainer.run()
+        except Interrupted as interrupted:
+            keeper.save(trainer)
+            raise Stopped(
+                trainer.interrupt,
+                f"{interrupted} by {trainer.interrupt.name}; to go on: "
+                f"tinygrad-cnn train --resume {run.path}",
+            ) from None
+        return finish(run, config, trainer, test_set)
+
+
+def build(run: RunFolder, config: Config, train_set: data.Dataset) -> tuple[Trainer, Checkpoints]:
+    """Make the trainer that a configuration describes, and the callback that saves it."""
+    recipe, seed = config.recipe, config.seed
+    train_set, aside = _split(train_set, config)
+    statistics = data.channel_statistics(train_set.images, per_pixel_mean=recipe.per_pixel_mean)
+    at: dict[str, Any] = dict(seed=seed, normalize=statistics, dtype=recipe.dtype)
+    held_out = data.Loader(aside, 200, shuffle=False, **at) if aside else None
+    loader = data.Loader(train_set, recipe.batch_size, augment=recipe.build_augment(), **at)
+    model = build_model(recipe, train_set, seed=seed)
+    steps = recipe.total_steps(len(loader))
+    keeper = Checkpoints(
+        run,
+        about={"config": config.to_dict(), "classes": list(train_set.classes)},
+        arrays=dict(zip(("normalization.mean", "normalization.std"), statistics, strict=True)),
+    )
+    trainer = Trainer(
+        model, recipe.build_optimizer(model.parameters()), loader, steps=steps,
+        schedule=recipe.build_schedule(steps),
+        validation=held_out,
+        label_smoothing=recipe.label_smoothing, parts=recipe.accumulate, ema=recipe.ema,
+        recipe=recipe, callbacks=[StopAtNaN(), Progress(), keeper],
+    )  # fmt: skip
+    return trainer, keeper
+
+
+def _split(dataset: data.Dataset, config: Config) -> tuple[data.Dataset, data.Dataset | None]:
+    """Set images aside for validation, if there shall be any."""
+    if not config.validation:
+        return dataset, None
+    return data.split(dataset, config.validation, seed=config.seed)
+
+
+def build_model(recipe: Recipe, dataset: data.Dataset, *, seed: int) -> models.Classifier:
+    """Make the recipe's model with fresh weights, for a data set's classes."""
+    rng = numpy.random.default_rng(seed)
+    model = models.build(recipe.model, classes=len(dataset.classes), rng=rng)
+    if model.image_shape != dataset.images.shape[1:]:
+        raise ValueError(
+            f"{recipe.model} takes images {model.image_shape}, but those of {dataset.name} are "
+            f"{dataset.images.shape[1:]}; take another model"
+        )
+    model.astype(recipe.dtype)
+    return model
+
+
+def go_on(run: RunFolder, trainer: Trainer) -> None:
+    """Bring a trainer to the newest checkpoint, and the history back to it."""
+    found = run.newest()
+    if found is None:
+        return
+    arrays, facts = found
+    trainer.load_state_dict({"arrays": arrays, "facts": facts})
+    trainer.timings = files.read_lines(run.timings)[: len(trainer.history)]
+    files.write_lines(run.history, trainer.history)
+    files.write_lines(run.timings, trainer.timings)
+
+
+def _opening(run: RunFolder, config: Config, trainer: Trainer) -> str:
+    images = trainer.loader.dataset
+    where = f", from step {trainer.step} on" if trainer.step else ""
+    return (
+        f"{config.recipe.model} ({trainer.model.num_parameters():,} parameters) on "
+        f"{len(images):,} images of {images.name}: {trainer.steps:,} steps of "
+        f"{config.recipe.batch_size}{where}, on {config.backend}, into {run.path}"
+    )
+
+
+def finish(
+    run: RunFolder, config: Config, trainer: Trainer, test_set: data.Dataset
+) -> dict[str, Any]:
+    """Look at the test set, once, with the chosen checkpoint; write what was found."""
+    trained = Trained.load(run.path)
+    metrics, probabilities = trained.evaluate(test_set)
+    seconds = sum(timing["seconds"] for timing in trainer.timings)
+    images = sum(t["seconds"] * t["images_per_second"] for t in trainer.timings)
+    result = {
+        "test_accuracy": metrics.accuracy,
+        "test_loss": metrics.loss,
+        "epochs": trainer.epoch,
+        "parameters": trainer.model.num_parameters(),
+        "seconds": seconds,
+        "images_per_second": images / max(seconds, 1e-9),
+        "backend": config.backend,
+        "seed": config.seed,
+        "data": test_set.name,
+        "model": config.recipe.model,
+        "recipe": config.recipe_name,
+    }
+    files.write_json(run.result, result)
+    return result
