@@ -27,9 +27,9 @@ LAYERS = (
     ("tensor",),
     ("creation", "ops", "functional", "graph", "gradcheck"),
     ("nn", "testing", "selftest"),
-    ("models", "data", "optim"),
+    ("models", "data", "optim", "summary"),
     ("",),  # tinygrad_cnn itself, the public face
-    ("train", "explain"),
+    ("train", "report", "diagnose", "explain"),
     ("cli", "__main__"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
@@ -37,7 +37,10 @@ CORE = (
     *("tinygrad_cnn/autograd.py", "tinygrad_cnn/tensor.py", "tinygrad_cnn/ops/"),
     *("backends/base.py", "backends/geometry.py", "backends/numpy_backend.py"),
 )
-HEAVY = {"PIL", "cupy", "hypothesis", "matplotlib", "numba", "pooch", "rich", "torch", "typer"}
+HEAVY = {
+    *("PIL", "cupy", "hypothesis", "matplotlib", "numba", "pooch", "requests", "rich", "torch"),
+    "typer",
+}
 SOLD_AS = {"cupy": "cupy-cuda12x", "cupyx": "cupy-cuda12x", "llvmlite": "numba", "PIL": "pillow"}
 
 LAYOUT_TOKENS = {

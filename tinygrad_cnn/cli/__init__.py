@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import looking, training
+from . import data, looking, training
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +27,7 @@ app.command(rich_help_panel=TRAINING, epilog=training.TRAIN_EXAMPLES)(training.t
 app.command(rich_help_panel=TRAINING, epilog=training.EVALUATE_EXAMPLES)(training.evaluate)
 app.command(rich_help_panel=TRAINING, epilog=training.PREDICT_EXAMPLES)(training.predict)
 app.command(rich_help_panel=TRAINING)(training.recipes)
+app.command("data", rich_help_panel=LOOKING, epilog=data.EXAMPLES)(data.show_data)
 app.command("models", rich_help_panel=LOOKING)(looking.list_models)
 app.command("backends", rich_help_panel=LOOKING)(looking.list_backends)
 app.command("selftest", rich_help_panel=LOOKING)(looking.selftest)

@@ -1,4 +1,4 @@
-"""One call for the two data sets of the course."""
+"""Data sets by their names."""
 
 from __future__ import annotations
 
@@ -6,11 +6,50 @@ import os
 from difflib import get_close_matches
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .cifar import cifar10, cifar100
-from .dataset import DataError, Dataset
+from .archives import ARCHIVES
+from .cifar import cifar10, train_and_test, where
+from .dataset import Dataset
+from .download import download
+from .folder import image_folder
 from .shapes import shapes
+
+NAMES = (*ARCHIVES, "shapes", "folder:PATH")
+
+
+def open_data(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    seed: int = 0,
+    size: int = 32,
+    fetch: bool = True,
+) -> tuple[Dataset, Dataset]:
+    """Give (training set, test set) of "cifar10", "cifar100", "shapes" or "folder:PATH".
+
+    A CIFAR archive that does not lie in data_folder(data_dir) is downloaded, unless `fetch` is
+    False. `seed` draws the shapes (10,000 and 2,000), and what a folder without train and test
+    sets aside; `size` is that of a folder's images. Raises DataError where the data can't be had.
+    """
+    check_name(name)
+    if name == "shapes":
+        return shapes(10_000, seed=seed), shapes(2_000, seed=seed, train=False)
+    if name.startswith("folder:"):
+        return image_folder(name.removeprefix("folder:"), size=size, seed=seed)
+    archive = ARCHIVES[name]
+    if fetch and where(archive, data_dir) is None:
+        download(archive, data_dir)
+    return train_and_test(archive, data_dir)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that open_data does not know."""
+    kind, colon, path = name.partition(":")
+    if name in NAMES[:-1] or (kind == "folder" and path):
+        return
+    near = get_close_matches(kind + colon, ("folder:", *NAMES[:-1]), n=1)
+    hint = f"; did you mean {near[0].replace('folder:', 'folder:PATH')!r}?" if near else "."
+    raise ValueError(f"no data set {name!r}{hint} There are: {', '.join(NAMES)}")
 
 
 def load(
@@ -30,32 +69,3 @@ def load(
 
 def _first(dataset: Dataset, n: int) -> Dataset:
     return dataset.subset(np.arange(min(n, len(dataset))))
-
-
-def open_data(
-    name: str, data_dir: str | os.PathLike[str] | None = None, *, seed: int = 0
-) -> tuple[Dataset, Dataset]:
-    """Give (training set, test set) of "shapes", "cifar10" or "cifar100"."""
-    if name == "shapes":
-        return shapes(10_000, seed=seed), shapes(2_000, seed=seed, train=False)
-    readers = {"cifar10": cifar10, "cifar100": cifar100}
-    if name not in readers:
-        near = get_close_matches(name, ("shapes", *readers), 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no data {name!r}; {hint}There are: shapes, {', '.join(readers)}")
-    read = readers[name]
-    return read(data_dir), read(data_dir, train=False)
-
-
-def read_image(
-    path: str | os.PathLike[str], shape: tuple[int, int, int] = (3, 32, 32)
-) -> NDArray[np.uint8]:
-    """Read a picture as uint8 (C, H, W), resized."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB").resize(shape[:0:-1]))
-    except UnidentifiedImageError:
-        raise DataError(f"{path} is no image that Pillow can read") from None
-    return pixels.transpose(2, 0, 1)
