@@ -19,7 +19,7 @@ from killable import RECIPE
 from small_run import Small
 
 import tinygrad_cnn as tg
-from tinygrad_cnn import data, models, train
+from tinygrad_cnn import data, models, report, train
 from tinygrad_cnn.train import checkpoint, run
 from tinygrad_cnn.train.recipe import Recipe, RecipeError
 
@@ -34,6 +34,8 @@ def _small_images(monkeypatch):
     monkeypatch.setitem(models.registry._builders, "small", Small)
     few = data.shapes(250), data.shapes(50, train=False)
     monkeypatch.setattr(run, "open_data", lambda config: few)
+    for picture in ("curves", "confusion", "mistakes"):  # slow, and not what is tested here
+        monkeypatch.setattr(report, f"plot_{picture}", lambda *args: args[-1].write_bytes(b"PNG"))
 
 
 def config(*, validation=50, **changes):
@@ -61,6 +63,7 @@ def test_what_a_run_leaves(tmp_path):
     result = run.start(tmp_path / "run", config())
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {
         *SAME, "config.json", "result.json", "timings.jsonl",
+        "curves.png", "confusion.png", "mistakes.png",
     }  # fmt: skip
     assert result == json.loads((tmp_path / "run" / "result.json").read_text())
     assert {k: result[k] for k in ("epochs", "backend", "seed", "data", "model", "recipe")} == dict(

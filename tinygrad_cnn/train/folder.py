@@ -21,6 +21,8 @@ class RunFolder:
         self.history, self.timings = path / "history.jsonl", path / "timings.jsonl"
         self.last, self.previous = path / "last.safetensors", path / "previous.safetensors"
         self.best = path / "best.safetensors"
+        self.curves, self.confusion = path / "curves.png", path / "confusion.png"
+        self.mistakes = path / "mistakes.png"
 
     def create(self) -> None:
         """Make the folder; one that already has a run is refused."""

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy
 
-from .. import backends, data, models
+from .. import backends, data, models, report
 from ..backends.threads import set_threads
 from . import folder as files
-from .callbacks import Checkpoints, StopAtNaN
+from .callbacks import Checkpoints, Plot, StopAtNaN
 from .folder import RunFolder
 from .progress import Progress
 from .recipe import Recipe, RecipeError, load
@@ -207,7 +207,8 @@ def build(run: RunFolder, config: Config, train_set: data.Dataset) -> tuple[Trai
         schedule=recipe.build_schedule(steps),
         validation=held_out,
         label_smoothing=recipe.label_smoothing, parts=recipe.accumulate, ema=recipe.ema,
-        recipe=recipe, callbacks=[StopAtNaN(), Progress(), keeper],
+        recipe=recipe,
+        callbacks=[StopAtNaN(), Progress(), keeper, Plot(report.plot_curves, run.curves)],
     )  # fmt: skip
     return trainer, keeper
 
@@ -264,6 +265,7 @@ def finish(
     metrics, probabilities = trained.evaluate(test_set)
     seconds = sum(timing["seconds"] for timing in trainer.timings)
     images = sum(t["seconds"] * t["images_per_second"] for t in trainer.timings)
+    draw(run, test_set, probabilities)
     result = {
         "test_accuracy": metrics.accuracy,
         "test_loss": metrics.loss,
@@ -279,3 +281,12 @@ def finish(
     }
     files.write_json(run.result, result)
     return result
+
+
+def draw(run: RunFolder, test_set: data.Dataset, probabilities: Any) -> None:
+    """Draw which classes are taken for which, and the surest mistakes."""
+    classes = test_set.classes
+    matrix = report.confusion_matrix(test_set.labels, probabilities.argmax(axis=1), len(classes))
+    report.plot_confusion(matrix, classes, run.confusion)
+    images = test_set.images, test_set.labels, probabilities
+    report.plot_mistakes(*images, classes, run.mistakes)
