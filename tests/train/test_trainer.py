@@ -162,7 +162,7 @@ def test_the_average_is_what_is_measured():
     held_out = make_loader(30, 10, shuffle=False)
     trainer = make(ema=0.99, validation=held_out)
     *_, last = trainer.run()
-    assert trainer.best_model is trainer.average.model
+    assert trainer.eval_model is trainer.average.model
     assert last["validation_loss"] == train.evaluate(trainer.average.model, held_out.epoch(0)).loss
     assert last["validation_loss"] != train.evaluate(trainer.model, held_out.epoch(0)).loss
 
