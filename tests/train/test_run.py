@@ -268,6 +268,34 @@ def test_a_changed_configuration_is_noticed(tmp_path):
         run.resume(tmp_path)
 
 
+def test_other_images_are_noticed(tmp_path, monkeypatch):
+    with pytest.raises(train.Stopped):
+        run.start(tmp_path, config(), callbacks=[stop_at(1)])
+    more = data.shapes(300), data.shapes(50, train=False)
+    monkeypatch.setattr(run, "open_data", lambda config: more)
+    with pytest.raises(RecipeError, match="began with images 200, but now it is 250; put back"):
+        run.resume(tmp_path)
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    checkpoint.save(tmp_path / "x.safetensors", {"a": np.zeros(3)}, {"step": 1})
+    with pytest.raises(
+        train.CheckpointError, match=r"x\.safetensors lacks 'classes'; was it saved"
+    ):
+        train.Trained.load(tmp_path / "x.safetensors")
+
+
+def test_threads_are_remembered(tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(run, "set_threads", lambda n, backend: used.append(n))
+    with pytest.raises(train.Stopped):
+        run.start(tmp_path, replace(config(), threads=2), callbacks=[stop_at(1)])
+    with pytest.raises(train.Stopped):
+        run.resume(tmp_path, callbacks=[stop_at(2)])
+    run.resume(tmp_path, threads=1)
+    assert used == [2, 2, 1]
+
+
 # ---- killed ----
 
 

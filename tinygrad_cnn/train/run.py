@@ -176,7 +176,8 @@ def go_on(run: RunFolder, config: Config, trainer: Trainer) -> None:
     for name, now in _data_facts(trainer).items():
         if facts[name] != now:
             raise RecipeError(
-                f"the run's {name} were {facts[name]}, but now are {now}; put them back"
+                f"the run began with {name} {facts[name]}, but now it is {now}; "
+                "put back what was there, or start a new run with --out"
             )
     trainer.load_state_dict({"arrays": arrays, "facts": facts})
     trainer.timings = files.read_lines(run.timings)[: len(trainer.history)]
