@@ -27,9 +27,9 @@ LAYERS = (
     ("tensor",),
     ("creation", "ops", "functional", "graph", "gradcheck"),
     ("nn", "testing", "selftest"),
-    ("models", "data", "optim"),
+    ("models", "data", "optim", "summary"),
     ("",),  # tinygrad_cnn itself, the public face
-    ("train", "explain"),
+    ("train", "report", "diagnose", "explain"),
     ("cli", "__main__"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

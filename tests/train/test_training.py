@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_run import make_loader, small
 
 import tinygrad_cnn as tg
-from tinygrad_cnn import data, models, nn, optim, train
+from tinygrad_cnn import data, models, optim, train
 from tinygrad_cnn.autograd import Node
 from tinygrad_cnn.data import rng_at
 from tinygrad_cnn.random import generator
@@ -29,27 +30,6 @@ on_numpy = pytest.mark.usefixtures("_numpy")
 def _numpy():
     with tg.use_backend("numpy"):
         yield
-
-
-class Small(models.Classifier):
-    """Convolution, batch norm, dropout and a classifier: all that a loop must care for."""
-
-    def __init__(self, rng=None):
-        self.conv, self.bn = nn.Conv2d(3, 8, 5, stride=4, rng=rng), nn.BatchNorm2d(8)
-        self.drop, self.fc = nn.Dropout(0.25), nn.Linear(8, 10, rng=rng)
-
-    def forward(self, x):
-        return self.fc(self.drop(self.bn(self.conv(x), relu=True)).mean((2, 3)))
-
-
-def small(seed=0):
-    return Small(np.random.default_rng(seed))
-
-
-def make_loader(n=60, batch_size=20, *, seed=0, dataset=None, **settings):
-    dataset = dataset or data.shapes(n)
-    statistics = data.channel_statistics(dataset.images)
-    return data.Loader(dataset, batch_size, seed=seed, normalize=statistics, **settings)
 
 
 def sgd(model, lr=0.05, **settings):

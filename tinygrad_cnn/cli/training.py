@@ -189,7 +189,7 @@ def _overrides(
 
 def _tell(folder: Path, result: dict[str, Any]) -> None:
     print(f"test accuracy {result['test_accuracy']:.2%}, loss {result['test_loss']:.3f}")
-    print(f"the run is in {folder}: config, history, checkpoints, result.json")
+    print(f"the run is in {folder}: checkpoints, history, curves.png, confusion.png, mistakes.png")
     print(f"next: tinygrad-cnn predict {folder} IMAGE.png")
 
 

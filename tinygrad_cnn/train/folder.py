@@ -21,6 +21,8 @@ class RunFolder:
         self.history, self.timings = path / "history.jsonl", path / "timings.jsonl"
         self.last, self.previous = path / "last.safetensors", path / "previous.safetensors"
         self.best = path / "best.safetensors"
+        self.curves, self.confusion = path / "curves.png", path / "confusion.png"
+        self.mistakes = path / "mistakes.png"
 
     def create(self) -> None:
         """Make the folder; one that already has a run is refused."""
@@ -36,14 +38,22 @@ class RunFolder:
         """The checkpoint to use: the best on held-out images if the run had some, else the last."""
         return self.best if self.best.exists() else self.last
 
-    def newest(self) -> tuple[checkpoint.Arrays, checkpoint.Facts] | None:
-        """Read the newest checkpoint that is whole; a damaged one is named on stderr."""
+    def recover(self) -> tuple[checkpoint.Arrays, checkpoint.Facts] | None:
+        """Read the newest checkpoint that is whole, if there is any.
+
+        A damaged one is named on stderr and set aside, or it would soon replace the one before it.
+        """
         present = [path for path in (self.last, self.previous) if path.exists()]
         for path in present:
             try:
-                return checkpoint.load(path)
+                found = checkpoint.load(path)
             except checkpoint.CheckpointError as error:
-                print(error, file=sys.stderr)
+                more = "; going on from the one before it" if path != present[-1] else ""
+                print(f"{error}{more}", file=sys.stderr)
+            else:
+                for damaged in present[: present.index(path)]:
+                    damaged.replace(damaged.with_suffix(".damaged"))
+                return found
         if present:
             raise checkpoint.CheckpointError(
                 f"{self.path} has no whole checkpoint left; start again with another --out"

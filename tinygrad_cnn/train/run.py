@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy
 
-from .. import backends, data, models
+from .. import backends, data, models, report
 from ..backends.threads import set_threads
 from . import folder as files
-from .callbacks import Checkpoints, StopAtNaN
+from .callbacks import Checkpoints, Plot, StopAtNaN
 from .folder import RunFolder
 from .progress import Progress
 from .recipe import Recipe, RecipeError, load
@@ -136,7 +136,10 @@ def read_config(folder: Path) -> Config:
     path = RunFolder(folder).config
     if not path.exists():
         raise RecipeError(f"{folder} has no run (there is no config.json); start one with --out")
-    return Config.from_dict(files.read_json(path))
+    try:
+        return Config.from_dict(files.read_json(path))
+    except (ValueError, TypeError, KeyError) as error:
+        raise RecipeError(f"{path} is damaged: {error}; start again with another --out") from None
 
 
 def open_data(config: Config) -> tuple[data.Dataset, data.Dataset]:
@@ -169,7 +172,7 @@ def train(
         trainer, keeper = build(run, config, train_set)
         keeper.every = checkpoint_every
         trainer.callbacks += callbacks
-        go_on(run, trainer)
+        go_on(run, config, trainer)
         print(_opening(run, config, trainer), flush=True)
         try:
             with heeded(trainer):
@@ -204,7 +207,8 @@ def build(run: RunFolder, config: Config, train_set: data.Dataset) -> tuple[Trai
         schedule=recipe.build_schedule(steps),
         validation=held_out,
         label_smoothing=recipe.label_smoothing, parts=recipe.accumulate, ema=recipe.ema,
-        recipe=recipe, callbacks=[StopAtNaN(), Progress(), keeper],
+        recipe=recipe,
+        callbacks=[StopAtNaN(), Progress(), keeper, Plot(report.plot_curves, run.curves)],
     )  # fmt: skip
     return trainer, keeper
 
@@ -229,12 +233,14 @@ def build_model(recipe: Recipe, dataset: data.Dataset, *, seed: int) -> models.C
     return model
 
 
-def go_on(run: RunFolder, trainer: Trainer) -> None:
+def go_on(run: RunFolder, config: Config, trainer: Trainer) -> None:
     """Bring a trainer to the newest checkpoint, and the history back to it."""
-    found = run.newest()
+    found = run.recover()
     if found is None:
         return
     arrays, facts = found
+    if Config.from_dict(facts["config"]) != config:
+        raise RecipeError(f"{run.config} has been changed since the checkpoint; put it back")
     trainer.load_state_dict({"arrays": arrays, "facts": facts})
     trainer.timings = files.read_lines(run.timings)[: len(trainer.history)]
     files.write_lines(run.history, trainer.history)
@@ -259,6 +265,7 @@ def finish(
     metrics, probabilities = trained.evaluate(test_set)
     seconds = sum(timing["seconds"] for timing in trainer.timings)
     images = sum(t["seconds"] * t["images_per_second"] for t in trainer.timings)
+    draw(run, test_set, probabilities)
     result = {
         "test_accuracy": metrics.accuracy,
         "test_loss": metrics.loss,
@@ -274,3 +281,12 @@ def finish(
     }
     files.write_json(run.result, result)
     return result
+
+
+def draw(run: RunFolder, test_set: data.Dataset, probabilities: Any) -> None:
+    """Draw which classes are taken for which, and the surest mistakes."""
+    classes = test_set.classes
+    matrix = report.confusion_matrix(test_set.labels, probabilities.argmax(axis=1), len(classes))
+    report.plot_confusion(matrix, classes, run.confusion)
+    images = test_set.images, test_set.labels, probabilities
+    report.plot_mistakes(*images, classes, run.mistakes)

@@ -145,11 +145,11 @@ class Trainer:
         self.model.train()
         batches = iter(self.loader.epoch(self.epoch, start=self.batch))
         for _ in range(min(len(self.loader) - self.batch, self.steps - self.step)):
-            started = time.perf_counter()
+            started, waited = time.perf_counter(), self.loader.waited
             x, targets = next(batches)
-            waited = time.perf_counter() - started
             self._do_step(x, targets)
-            self.pace.add(len(targets), time.perf_counter() - started, waited)
+            now = time.perf_counter()
+            self.pace.add(len(targets), now - started, self.loader.waited - waited)
             self._tell("on_step")
             self._heed_interrupt()
         self._close_epoch()
