@@ -97,6 +97,8 @@ def _fetch(url: str, path: Path, *, md5: str) -> str | None:
             return "broke off"
         except requests.RequestException:
             return "could not be reached"
+        if path.stat().st_size < (bar.total or 0):  # urllib3 1 does not mind
+            return "broke off"
     found = pooch.file_hash(str(path), alg="md5")
     return None if found == md5 else f"gave another file (MD5 {found}, not {md5})"
 
