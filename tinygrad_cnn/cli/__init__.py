@@ -43,7 +43,7 @@ app.add_typer(checks, name="diagnose", rich_help_panel=LOOKING)
 
 
 @app.callback()
-def options(
+def before_the_command(
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
 ) -> None:
     """Read the options that stand before the command."""

@@ -36,7 +36,13 @@ class Trained:
     @classmethod
     def load(cls, path: Path) -> Trained:
         """Read a checkpoint; a run's folder stands for its best one, or else its last."""
-        return cls(*checkpoint.load(RunFolder(path).chosen if path.is_dir() else path))
+        path = RunFolder(path).chosen if path.is_dir() else path
+        try:
+            return cls(*checkpoint.load(path))
+        except KeyError as error:
+            raise checkpoint.CheckpointError(
+                f"{path} lacks {error}; was it saved by a run?"
+            ) from None
 
     def evaluate(self, dataset: data.Dataset, *, batch_size: int = 200) -> tuple[Metrics, Array]:
         """Measure loss and accuracy on a data set; gives also the probabilities (n, classes)."""
