@@ -44,10 +44,8 @@ def for_ever(loader: data.Loader) -> Iterator[Any]:
 
 def milliseconds_a_batch(loader: data.Loader) -> float:
     """Time how long a batch takes when nothing else is to be done."""
-    before, batches = loader.waited, 0
-    for _ in itertools.islice(for_ever(loader), 200):
-        batches += 1
-    return 1e3 * (loader.waited - before) / batches
+    waited = [loader.waited for _ in itertools.islice(for_ever(loader), 201)]
+    return 1e3 * float(np.median(np.diff(waited)))
 
 
 def main(

@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from .archives import Archive
 from .cifar import data_folder, read_members
 from .dataset import DataError
+
+if TYPE_CHECKING:
+    import requests
 
 ROUNDS = 2  # through the list of mirrors: who was busy may answer the second time
 TIMEOUT = 30  # seconds without a byte
@@ -89,18 +93,25 @@ def _fetch(url: str, path: Path, *, md5: str) -> str | None:
         get = pooch.HTTPDownloader(bar, chunk_size=2**16, timeout=TIMEOUT, headers=HEADERS)
         try:
             get(url, str(path), None)
-        except requests.HTTPError as error:
-            return f"answered {getattr(error.response, 'status_code', 'an error')}"
-        except requests.Timeout:
-            return f"was silent for {TIMEOUT} s"
-        except requests.exceptions.ChunkedEncodingError:
-            return "broke off"
-        except requests.RequestException:
-            return "could not be reached"
+        except requests.RequestException as error:
+            return _blame(error)
         if path.stat().st_size < (bar.total or 0):  # urllib3 1 does not mind
             return "broke off"
     found = pooch.file_hash(str(path), alg="md5")
     return None if found == md5 else f"gave another file (MD5 {found}, not {md5})"
+
+
+def _blame(error: requests.RequestException) -> str:
+    import requests
+
+    match error:
+        case requests.HTTPError(response=requests.Response(status_code=code)):
+            return f"answered {code}"
+        case requests.Timeout():
+            return f"was silent for {TIMEOUT} s"
+        case requests.exceptions.ChunkedEncodingError():
+            return "broke off"
+    return "could not be reached"
 
 
 class _Progress:
