@@ -27,9 +27,9 @@ LAYERS = (
     ("tensor",),
     ("creation", "ops", "functional", "graph", "gradcheck"),
     ("nn", "testing", "selftest"),
-    ("models", "data", "optim"),
+    ("models", "data", "optim", "summary"),
     ("",),  # tinygrad_cnn itself, the public face
-    ("train", "explain"),
+    ("train", "report", "diagnose", "explain"),
     ("cli", "__main__"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
@@ -37,7 +37,10 @@ CORE = (
     *("tinygrad_cnn/autograd.py", "tinygrad_cnn/tensor.py", "tinygrad_cnn/ops/"),
     *("backends/base.py", "backends/geometry.py", "backends/numpy_backend.py"),
 )
-HEAVY = {"PIL", "cupy", "hypothesis", "matplotlib", "numba", "pooch", "rich", "torch", "typer"}
+HEAVY = {
+    *("PIL", "cupy", "hypothesis", "matplotlib", "numba", "pooch", "requests", "rich", "torch"),
+    "typer",
+}
 SOLD_AS = {"cupy": "cupy-cuda12x", "cupyx": "cupy-cuda12x", "llvmlite": "numba", "PIL": "pillow"}
 
 LAYOUT_TOKENS = {
@@ -177,6 +180,15 @@ def test_backends_is_no_package_of_its_own(monkeypatch):
 def test_every_package_is_shipped():
     packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
     assert {*PROJECT["tool"]["setuptools"]["packages"]} == packages
+
+
+def test_the_recipes_are_shipped():
+    """As package data, which setuptools takes by pattern, one for all packages."""
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["*"]
+    recipes = {*(ROOT / "tinygrad_cnn" / "train").rglob("*.toml")}
+    shipped = {p for pattern in patterns for p in (ROOT / "tinygrad_cnn" / "train").glob(pattern)}
+    assert len(recipes) >= 2
+    assert recipes <= shipped
 
 
 def test_the_link_to_backends_is_relative():

@@ -244,9 +244,7 @@ def test_item_float_bool():
     assert type(tg.Tensor(np.array(3)).item()) is int
     for t in tg.Tensor(A), tg.zeros(0):
         for fn in (tg.Tensor.item, bool, float):
-            with pytest.raises(
-                ValueError, match=rf"^item: .* has {t.size} values; expected exactly"
-            ):
+            with pytest.raises(ValueError, match=rf"^item: {re.escape(str(t.shape))} is no single"):
                 fn(t)
 
 

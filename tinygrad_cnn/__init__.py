@@ -34,7 +34,9 @@ __all__ = [
     "where", "zeros",
 ]  # fmt: skip
 
-_LAZY = ("data", "models", "nn", "optim", "testing", "train")
+_LAZY = (
+    "data", "diagnose", "models", "nn", "optim", "report", "summary", "testing", "train",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygrad_cnn.data import channel_statistics, crop_and_flip, normalize, random_crop_and_flip
+from tinygrad_cnn.data.augment import draw_crops, normalized_crop_and_flip
 
 SIZES = st.tuples(st.integers(0, 4), st.integers(1, 4), st.integers(1, 7), st.integers(1, 7))
 
@@ -163,3 +164,37 @@ def test_random_crops_depend_on_the_generator_alone():
     first, second, other = (random_crop_and_flip(x, np.random.default_rng(i)) for i in (0, 0, 1))
     np.testing.assert_array_equal(first, second)
     assert (first != other).any()
+
+
+# All in one pass
+
+
+@settings(deadline=None)
+@given(
+    shape=SIZES,
+    padding=st.integers(0, 5),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    per_pixel_mean=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_one_pass_is_the_composition_to_the_last_bit(shape, padding, dtype, per_pixel_mean, seed):
+    N, C, H, W = shape
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, shape, np.uint8)
+    mean = rng.random((C, H, W) if per_pixel_mean else (C, 1, 1))
+    std = rng.uniform(0.01, 1, (C, 1, 1))
+    crops = draw_crops(N, rng, padding=padding)
+    x = normalized_crop_and_flip(images, *crops, mean, std, padding=padding, dtype=dtype)
+    whole = crop_and_flip(normalize(images, mean, std, dtype=dtype), *crops, padding=padding)
+    assert x.dtype == whole.dtype == dtype
+    assert x.shape == whole.shape
+    assert x.tobytes() == whole.tobytes()
+    assert channels_last(x)
+
+
+def test_one_pass_refuses_what_the_composition_refuses():
+    offsets, flips = np.full((3, 2), 5), np.zeros(3, bool)
+    with pytest.raises(ValueError, match="offsets run from 5 to 5; expected 0 to 4"):
+        normalized_crop_and_flip(draw_images((3, 1, 4, 4)), offsets, flips, 0, 1, padding=2)
+    with pytest.raises(ValueError, match=r"images are float64 .*; expected uint8 \(N, C, H, W\)"):
+        normalized_crop_and_flip(np.zeros((3, 1, 4, 4)), offsets, flips, 0, 1)

@@ -11,6 +11,7 @@ import re
 import struct
 import tarfile
 import tracemalloc
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def make_tar(files: dict[str, bytes]) -> bytes:
 
 
 def write_tar(root: Path, packed: bytes) -> Path:
+    root.mkdir(exist_ok=True)
     (root / "cifar-10-python.tar.gz").write_bytes(packed)
     return root
 
@@ -276,6 +278,21 @@ def test_a_decompression_bomb_is_not_unpacked(tmp_path, monkeypatch):
         cifar10(tmp_path)
 
 
+@pytest.mark.parametrize("members", [1, 64])
+def test_a_bomb_takes_no_more_memory_than_is_allowed(tmp_path, monkeypatch, members):
+    """A gzip file may be many in a row, each within the bound."""
+    monkeypatch.setattr(cifar, "MAX_BYTES", 2**20)
+    write_tar(tmp_path, members * gzip.compress(bytes(2**26 // members)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="has more than 1048576 bytes"):
+            cifar10(tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * 2**20
+
+
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     write_test_batch(tmp_path, b"")
 
@@ -310,6 +327,25 @@ def test_a_pickle_that_would_make_a_file_makes_none(tmp_path, protocol, inside):
     assert_one_sentence(caught.value)
     if 2 <= protocol <= 4:
         assert "it names 'io.open', which is refused" in str(caught.value)
+
+
+def test_a_pickle_inside_a_pickle_stays_bytes(tmp_path):
+    trace = tmp_path / "trace"
+    inner = pickle.dumps(Evil(open, str(trace), "w"), 2)
+    for nested in (inner, pickle.dumps(inner, 2), gzip.compress(inner)):
+        raw = official(make_batch(filenames=[nested, nested]) | {nested[:40]: nested})
+        assert len(cifar10(write_test_batch(tmp_path, raw), train=False)) == 2
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("place", ["data", "labels"])
+def test_a_pickle_in_place_of_what_is_wanted_is_refused(tmp_path, place):
+    trace = tmp_path / "trace"
+    inner = pickle.dumps(Evil(open, str(trace), "w"), 2)
+    raw = official(make_batch(**{place: inner}))
+    with pytest.raises(DataError, match="test_batch is not a cifar10 file"):
+        cifar10(write_test_batch(tmp_path, raw), train=False)
+    assert not trace.exists()
 
 
 # Pickles by hand: c names a global, ( marks, t makes a tuple, R calls, b sets a state, . stops.
@@ -419,6 +455,7 @@ def assert_read_or_refused(root: Path) -> None:
 BATCH = official(make_batch())
 PIXELS = slice(BATCH.index(make_batch()[b"data"].tobytes()), len(BATCH) - 100)
 TAR = make_tar({f"{FOLDER}/readme": b"", f"{FOLDER}/test_batch": BATCH})
+BOTH = make_tar({f"{FOLDER}/{name}": BATCH for name in (*BATCHES, "test_batch")})
 
 
 @settings(max_examples=400, deadline=None)
@@ -440,6 +477,49 @@ GZ = gzip.compress(TAR)
 @given(raw=damaged(GZ, slice(50, len(GZ) - 50)))
 def test_a_damaged_gzip_is_read_or_refused(folder, raw):
     assert_read_or_refused(write_tar(folder, raw))
+
+
+FINE = official(make_batch(fine_labels=[5, 99], coarse_labels=[1, 2]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(raw=damaged(FINE, slice(FINE.index(make_batch()[b"data"].tobytes()), len(FINE) - 200)))
+def test_a_damaged_cifar100_file_is_read_or_refused(folder, raw):
+    (folder / "cifar-100-python").mkdir(exist_ok=True)
+    (folder / "cifar-100-python" / "test").write_bytes(raw)
+    try:
+        dataset = cifar100(folder, train=False)
+    except DataError as error:
+        assert_one_sentence(error)
+    else:
+        assert dataset.labels.shape == dataset.images.shape[:1]
+
+
+def test_swapped_files_are_read_and_not_taken_for_the_official_ones(
+    tmp_path, training_files, monkeypatch
+):
+    sums = {name: hashlib.md5(raw).hexdigest() for name, raw in training_files.items()}
+    monkeypatch.setattr(cifar, "CIFAR10", replace(cifar.CIFAR10, train=sums))
+    (tmp_path / FOLDER).mkdir()
+    for name, raw in training_files.items():
+        (tmp_path / FOLDER / name).write_bytes(raw)
+    assert cifar10(tmp_path).name == "cifar10"
+    one, other = (tmp_path / FOLDER / name for name in BATCHES[:2])
+    one.write_bytes(training_files[BATCHES[1]])
+    other.write_bytes(training_files[BATCHES[0]])
+    assert cifar10(tmp_path).name == "cifar10 (not the official files)"
+
+
+@settings(max_examples=60, deadline=None)
+@given(tar=damaged(BOTH, slice(2000, len(BOTH) - 2000)))
+def test_both_sets_of_a_damaged_tar_are_read_or_refused(folder, tar):
+    write_tar(folder / "both", gzip.compress(tar, 1))
+    try:
+        train, test = cifar.train_and_test(cifar.CIFAR10, folder / "both")
+    except DataError as error:
+        assert_one_sentence(error)
+    else:
+        assert train.images.shape[1:] == test.images.shape[1:] == (3, 32, 32)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, len(BATCH) // 2, len(BATCH) - 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import numpy as np
@@ -54,3 +55,39 @@ def test_too_few_images_are_refused(images):
 def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(data.DataError, match=r"cifar10: .* put the official python archive there"):
         data.load(tmp_path)
+
+
+# By name
+
+
+def test_shapes_by_name():
+    train, test = data.open_data("shapes", seed=3)
+    assert [(d.name, len(d)) for d in (train, test)] == [("shapes", 10_000), ("shapes", 2_000)]
+    np.testing.assert_array_equal(train.images[:5], data.shapes(5, seed=3).images)
+    np.testing.assert_array_equal(test.images[:5], data.shapes(5, seed=3, train=False).images)
+
+
+def test_real_images_by_name(real_cifar10):
+    train, test = data.open_data("cifar10", real_cifar10, fetch=False)
+    assert (len(train), len(test)) == (50_000, 10_000)
+    np.testing.assert_array_equal(test.images, data.cifar10(real_cifar10, train=False).images)
+    assert train.name == test.name
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("cifr10", "did you mean 'cifar10'"),
+        ("CIFAR100", r"\. There are"),
+        ("shape", "did you mean 'shapes'"),
+        ("folder", "did you mean 'folder:PATH'"),
+        ("folder:", "did you mean 'folder:PATH'"),
+        ("floder:pets", "did you mean 'folder:PATH'"),
+        ("", r"no data set ''\. There are"),
+    ],
+)
+def test_unknown_names(name, hint):
+    with pytest.raises(ValueError, match=f"^no data set '{name}'") as caught:
+        data.open_data(name)
+    assert re.search(hint, str(caught.value))
+    assert str(caught.value).endswith("There are: cifar10, cifar100, shapes, folder:PATH")

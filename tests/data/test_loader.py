@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import time
 from itertools import chain
 
 import numpy as np
@@ -9,7 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygrad_cnn.data import Dataset, Loader, normalize, random_crop_and_flip, rng_at, split
+from tinygrad_cnn.data import (
+    Dataset,
+    Loader,
+    channel_statistics,
+    normalize,
+    random_crop_and_flip,
+    rng_at,
+    split,
+)
 
 IDENTITY = np.zeros((3, 1, 1)), np.full((3, 1, 1), 1 / 255)
 
@@ -120,6 +131,141 @@ def test_the_data_set_is_not_changed():
         x[:], y[:] = 0, 0
     np.testing.assert_array_equal(loader.dataset.images, make_dataset(50).images)
     np.testing.assert_array_equal(loader.dataset.labels, make_dataset(50).labels)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 7), st.integers(0, 3), st.booleans())
+def test_the_usual_augmentation_is_the_one_given_as_any_other(start, epoch, per_pixel_mean):
+    """The loader knows random_crop_and_flip and does it in one pass: not a bit may change."""
+    statistics = channel_statistics(make_dataset(50).images, per_pixel_mean=per_pixel_mean)
+    one_pass, step_by_step = (
+        make_loader(normalize=statistics, augment=augment).epoch(epoch, start=start)
+        for augment in (random_crop_and_flip, lambda x, rng: random_crop_and_flip(x, rng))
+    )
+    for (x, _), (u, _) in zip(one_pass, step_by_step, strict=True):
+        assert x.tobytes() == u.tobytes()
+
+
+# The thread
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 7), st.integers(0, 3), st.sampled_from([None, random_crop_and_flip]))
+def test_prefetching_changes_nothing(start, epoch, augment):
+    with_thread, without = (
+        make_loader(augment=augment, prefetch=prefetch).epoch(epoch, start=start)
+        for prefetch in (True, False)
+    )
+    assert_same(with_thread, without)
+    assert not threads()
+
+
+def record(calls):
+    """Make an augmentation that notes which thread it ran in."""
+
+    def augment(x, rng):
+        calls.append(threading.current_thread())
+        return x
+
+    return augment
+
+
+def test_the_next_batch_is_prepared_while_this_one_is_used():
+    calls = []
+    batches = make_loader(augment=record(calls)).epoch(0)
+    next(batches)
+    wait_until(lambda: len(calls) == 2)  # though nobody has asked for the second
+    next(batches)
+    wait_until(lambda: len(calls) == 3)
+    batches.close()
+    assert len(calls) == 3  # never more than one ahead
+    assert threading.main_thread() not in calls
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_without_prefetching_there_is_no_thread():
+    calls = []
+    next(make_loader(augment=record(calls), prefetch=False).epoch(0))
+    assert calls == [threading.main_thread()]
+    assert not threads()
+
+
+def test_no_thread_before_the_first_batch_and_none_after_the_last():
+    batches = make_loader().epoch(0)
+    assert not threads()
+    next(batches)
+    assert len(threads()) == 1
+    list(batches)
+    assert not threads()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_leaving_an_epoch_ends_the_thread(error):
+    for _ in make_loader().epoch(0):
+        break
+    assert not threads()
+
+    def leave():
+        for _ in make_loader().epoch(0):
+            raise error
+
+    with pytest.raises(error):
+        leave()
+    gc.collect()  # the traceback held the epoch
+    assert not threads()
+
+
+def test_an_error_of_the_thread_surfaces_where_the_batch_is_asked_for():
+    calls = []
+
+    def augment(x, rng):
+        calls.append(1)
+        if len(calls) == 3:
+            raise ZeroDivisionError("the third batch")
+        return x
+
+    batches = make_loader(augment=augment).epoch(0)
+    next(batches)
+    next(batches)
+    with pytest.raises(ZeroDivisionError, match="the third batch"):
+        next(batches)
+    assert not threads()
+    assert next(batches, None) is None
+
+
+def test_waiting_is_counted(monkeypatch):
+    clock = [0]
+    monkeypatch.setattr("tinygrad_cnn.data.loader.time.perf_counter", lambda: clock[0])
+
+    def augment(x, rng):
+        clock[0] += 2
+        return x
+
+    loader = make_loader(augment=augment, prefetch=False)
+    for number, _ in enumerate(loader.epoch(0)):
+        clock[0] += 100  # using a batch is not waiting for one
+        assert loader.waited == 2 * (number + 1)
+    next(loader.epoch(1))
+    assert loader.waited == 2 * len(loader) + 2  # it goes on from epoch to epoch
+
+
+def test_waiting_for_the_thread_is_counted():
+    loader = make_loader(augment=lambda x, rng: time.sleep(0.01) or x)
+    next(loader.epoch(0))
+    assert loader.waited >= 0.01
+
+
+# Settings
 
 
 @pytest.mark.parametrize(

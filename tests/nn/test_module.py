@@ -321,6 +321,21 @@ def test_a_hook_may_remove_itself():
     assert seen == ["once", "always", "always"]
 
 
+def test_pre_hooks_run_before_forward_until_removed():
+    layer, seen = nn.Linear(2, 1), []
+    remove = layer.register_forward_pre_hook(lambda module, args: seen.append((module, args)))
+    layer.register_forward_hook(lambda *_: seen.append("after"))
+    x, y = tg.ones(1, 2), tg.ones(1, 3)
+    layer(x)
+    assert seen == [(layer, (x,)), "after"]
+    with pytest.raises(ValueError, match="linear: x is"):
+        layer(y)  # it fails in forward, so only the first hook saw it
+    assert seen[2:] == [(layer, (y,))]
+    remove()
+    layer(x)
+    assert seen[3:] == ["after"]
+
+
 def test_gradients_flow_through_a_replaced_output():
     layer = nn.Linear(2, 1)
     layer.register_forward_hook(lambda module, args, y: y * 3)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import gc
-import importlib
+import importlib.util
 import math
 import re
 import tracemalloc
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from small_run import make_loader, small
 
 import tinygrad_cnn as tg
-from tinygrad_cnn import data, models, nn, optim, train
+from tinygrad_cnn import data, models, optim, train
 from tinygrad_cnn.autograd import Node
 from tinygrad_cnn.data import rng_at
 from tinygrad_cnn.random import generator
+from tinygrad_cnn.train import progress
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 on_every_backend = pytest.mark.usefixtures("backend")
@@ -29,27 +32,6 @@ on_numpy = pytest.mark.usefixtures("_numpy")
 def _numpy():
     with tg.use_backend("numpy"):
         yield
-
-
-class Small(models.Classifier):
-    """Convolution, batch norm, dropout and a classifier: all that a loop must care for."""
-
-    def __init__(self, rng=None):
-        self.conv, self.bn = nn.Conv2d(3, 8, 5, stride=4, rng=rng), nn.BatchNorm2d(8)
-        self.drop, self.fc = nn.Dropout(0.25), nn.Linear(8, 10, rng=rng)
-
-    def forward(self, x):
-        return self.fc(self.drop(self.bn(self.conv(x), relu=True)).mean((2, 3)))
-
-
-def small(seed=0):
-    return Small(np.random.default_rng(seed))
-
-
-def make_loader(n=60, batch_size=20, *, seed=0, dataset=None, **settings):
-    dataset = dataset or data.shapes(n)
-    statistics = data.channel_statistics(dataset.images)
-    return data.Loader(dataset, batch_size, seed=seed, normalize=statistics, **settings)
 
 
 def sgd(model, lr=0.05, **settings):
@@ -126,8 +108,28 @@ def test_fit_is_reproducible_bit_for_bit():
     tg.manual_seed(99)
     again, same_state = fitted()
     assert same(state, same_state)
-    assert [r.train.loss_sum for r in first] == [r.train.loss_sum for r in again]
+    assert first == again
     assert not same(state, fitted(seed=1)[1])  # same weights to begin with: the order differs
+
+
+def trained(steps, *, state=None):
+    """Train a small model to some step, from the beginning or from a state; give the new state."""
+    model = small()
+    loader = make_loader(augment=data.random_crop_and_flip)
+    trainer = train.Trainer(model, sgd(model, nesterov=True), loader, steps=steps, ema=0.9)
+    if state:
+        trainer.load_state_dict(state)
+    trainer.run()
+    return trainer.state_dict()
+
+
+@on_every_backend
+def test_going_on_is_bit_for_bit():
+    half, whole = trained(3), trained(6)
+    again = trained(6, state=half)
+    assert same(again["arrays"], whole["arrays"])
+    assert again["facts"] == whole["facts"]
+    assert not same(half["arrays"], whole["arrays"])
 
 
 @on_numpy
@@ -139,11 +141,12 @@ def test_measuring_changes_nothing():
 @on_numpy
 def test_results_are_those_of_the_epochs():
     results, _ = fitted(epochs=3, validation=make_loader(30, 10, shuffle=False))
-    assert [r.epoch for r in results] == [0, 1, 2]
-    assert [r.train.images for r in results] == [60] * 3
-    assert [r.validation.images for r in results] == [30] * 3
-    assert all(r.train.seconds > 0 for r in results)
-    assert [r.validation for r in fitted()[0]] == [None, None]
+    assert [r["epoch"] for r in results] == [1, 2, 3]
+    assert [r["step"] for r in results] == [3, 6, 9]
+    assert all(0 <= r[f"{part}_accuracy"] <= 1 for r in results for part in ("train", "validation"))
+    assert all(1 < r[f"{part}_loss"] < 4 for r in results for part in ("train", "validation"))
+    for key in ("validation_loss", "validation_accuracy"):
+        assert [r[key] for r in fitted()[0]] == [None, None]
 
 
 @on_numpy
@@ -237,8 +240,19 @@ def test_outside_a_terminal_an_epoch_is_one_plain_line(capsys):
     measured = rf"loss {number}, accuracy {number}%"
     assert len(lines) == 2
     for epoch, line in enumerate(lines, 1):
-        pattern = rf"epoch {epoch}/2: {measured}; held out: {measured}; \d+ images/s"
+        pattern = (
+            rf"epoch {epoch}/2: {measured}; held out: {measured}; \d+ images/s, loader {number}%"
+        )
         assert re.fullmatch(pattern, line), line
+
+
+@pytest.mark.parametrize("widgets", [False, True])
+def test_a_notebook_gets_a_live_line_if_it_can(monkeypatch, widgets):
+    """It needs ipywidgets, without which rich warns at every line; then the lines are plain."""
+    found = importlib.util.find_spec("json") if widgets else None
+    monkeypatch.setattr(progress, "find_spec", {"ipywidgets": found}.get)
+    assert progress._is_live(SimpleNamespace(is_jupyter=True)) == widgets
+    assert not progress._is_live(SimpleNamespace(is_jupyter=False))
 
 
 # ---- memory ----
@@ -334,7 +348,7 @@ def test_a_resnet_learns_the_shapes():
     optimizer = sgd(model, nesterov=True, weight_decay=1e-4)
     schedule = optim.cosine(0.05, 4 * len(loader))
     results = train.fit(model, optimizer, loader, epochs=4, schedule=schedule, validation=held_out)
-    assert results[-1].validation.accuracy > 0.4
+    assert results[-1]["validation_accuracy"] > 0.4
 
 
 @pytest.mark.slow

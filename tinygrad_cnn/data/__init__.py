@@ -3,7 +3,9 @@
 from .augment import channel_statistics, crop_and_flip, normalize, random_crop_and_flip
 from .cifar import cifar10, cifar100, data_folder
 from .dataset import DataError, Dataset, split
-from .load import load
+from .folder import image_folder
+from .image import read_image
+from .load import load, open_data
 from .loader import Loader
 from .randomness import rng_at
 from .shapes import shapes
@@ -17,9 +19,12 @@ __all__ = [
     "cifar100",
     "crop_and_flip",
     "data_folder",
+    "image_folder",
     "load",
     "normalize",
+    "open_data",
     "random_crop_and_flip",
+    "read_image",
     "rng_at",
     "shapes",
     "split",

@@ -39,12 +39,20 @@ def normalize(
     """Turn images uint8 (N, C, H, W) into (images / 255 - mean) / std."""
     _check("normalize", images)
     N, C, H, W = images.shape
-    # (H*W*C,) each: NumPy is quick on long rows and slow on many short ones
-    mean, std = (np.broadcast_to(a, (C, H, W)).transpose(1, 2, 0).ravel() for a in (mean, std))
+    scale, shift = _scale_and_shift(mean, std, (C, H, W), dtype)
+    # NumPy is quick on long rows and slow on many short ones
     rows = images.transpose(0, 2, 3, 1).reshape(N, H * W * C)
-    x: NDArray[Any] = rows * (1 / (255 * std)).astype(dtype)
-    x -= (mean / std).astype(dtype)
+    x: NDArray[Any] = rows * scale.ravel()
+    x -= shift.ravel()
     return x.reshape(N, H, W, C).transpose(0, 3, 1, 2)
+
+
+def _scale_and_shift(
+    mean: ArrayLike, std: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Give a and b, each (H, W, C), of (x / 255 - mean) / std = a * x - b."""
+    mean, std = (np.broadcast_to(s, shape).transpose(1, 2, 0) for s in (mean, std))
+    return (1 / (255 * std)).astype(dtype, order="C"), (mean / std).astype(dtype, order="C")
 
 
 def crop_and_flip(
@@ -56,27 +64,69 @@ def crop_and_flip(
     (N,). Padding is with zero and after normalisation, so with the mean, as in the ResNet paper
     (section 4.2); torchvision's usual recipe pads the raw pixels, so with black.
     """
-    N = len(x)
-    if offsets.shape != (N, 2) or flips.shape != (N,):
-        raise ValueError(
-            f"crop_and_flip: offsets are {offsets.shape} and flips {flips.shape}; "
-            f"expected ({N}, 2) and ({N},) for {N} images"
-        )
-    if N and not 0 <= offsets.min() <= offsets.max() <= 2 * padding:
-        raise ValueError(
-            f"crop_and_flip: offsets run from {offsets.min()} to {offsets.max()}; "
-            f"expected 0 to {2 * padding} for padding {padding}"
-        )
+    _check_crops(len(x), offsets, flips, padding)
     y: NDArray[Any] = backends.get("numpy").crop_and_flip(x, offsets, flips, padding=padding)
     return y
+
+
+def normalized_crop_and_flip(
+    images: NDArray[np.uint8],
+    offsets: NDArray[np.integer],
+    flips: NDArray[np.bool_],
+    mean: ArrayLike,
+    std: ArrayLike,
+    *,
+    padding: int = 4,
+    dtype: DTypeLike = np.float32,
+) -> NDArray[Any]:
+    """Do crop_and_flip(normalize(images, mean, std), offsets, flips), to the last bit, in one pass.
+
+    One image after the other is normalised, put into a frame of zeros and cut out of it; what lies
+    between the bytes and the result never leaves the processor's nearest cache.
+    """
+    _check("normalized_crop_and_flip", images)
+    _check_crops(len(images), offsets, flips, padding)
+    N, C, H, W = images.shape
+    scale, shift = _scale_and_shift(mean, std, (C, H, W), dtype)
+    pixels = np.empty((H, W, C), dtype)
+    frame = np.zeros((H + 2 * padding, W + 2 * padding, C), dtype)
+    middle = frame[padding : padding + H, padding : padding + W]
+    y: NDArray[Any] = np.empty((N, H, W, C), dtype)
+    for i, (top, left) in enumerate(offsets.tolist()):
+        np.multiply(images[i].transpose(1, 2, 0), scale, out=pixels)
+        middle[:] = np.subtract(pixels, shift, out=pixels)
+        crop = frame[top : top + H, left : left + W]
+        y[i] = crop[:, ::-1] if flips[i] else crop
+    return y.transpose(0, 3, 1, 2)
 
 
 def random_crop_and_flip(
     x: NDArray[Any], rng: np.random.Generator, *, padding: int = 4
 ) -> NDArray[Any]:
     """Apply crop_and_flip with random offsets, and a flip for every other image on average."""
-    offsets = rng.integers(0, 2 * padding + 1, (len(x), 2))
-    return crop_and_flip(x, offsets, rng.random(len(x)) < 0.5, padding=padding)
+    return crop_and_flip(x, *draw_crops(len(x), rng, padding=padding), padding=padding)
+
+
+def draw_crops(
+    n: int, rng: np.random.Generator, *, padding: int = 4
+) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
+    """Draw offsets (n, 2) and flips (n,) for crop_and_flip."""
+    return rng.integers(0, 2 * padding + 1, (n, 2)), rng.random(n) < 0.5
+
+
+def _check_crops(
+    n: int, offsets: NDArray[np.integer], flips: NDArray[np.bool_], padding: int
+) -> None:
+    if offsets.shape != (n, 2) or flips.shape != (n,):
+        raise ValueError(
+            f"crop_and_flip: offsets are {offsets.shape} and flips {flips.shape}; "
+            f"expected ({n}, 2) and ({n},) for {n} images"
+        )
+    if n and not 0 <= offsets.min() <= offsets.max() <= 2 * padding:
+        raise ValueError(
+            f"crop_and_flip: offsets run from {offsets.min()} to {offsets.max()}; "
+            f"expected 0 to {2 * padding} for padding {padding}"
+        )
 
 
 def _check(name: str, images: NDArray[Any]) -> None:

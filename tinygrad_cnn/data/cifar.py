@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009), read from the official python archives."""
+"""CIFAR-10 and CIFAR-100, read from the official python archives."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import os
 import pickle
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,64 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import safe_pickle
+from .archives import CIFAR10, CIFAR100, Archive
 from .dataset import DataError, Dataset, channels_last
 from .safe_pickle import Thing
 
 PIXELS = 3 * 32 * 32
 # The largest official file, CIFAR-100's unpacked archive, has 186 MB.
 MAX_BYTES = 256 * 2**20
-
-CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
-CIFAR100_CLASSES = """
-    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
-    butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab
-    crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo
-    keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse
-    mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy
-    porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper
-    snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television
-    tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
-"""
-
-
-@dataclass(frozen=True)
-class Archive:
-    """Describe one official archive: where its files lie in it and their MD5 checksums."""
-
-    name: str
-    folder: str
-    tar: str
-    train: dict[str, str]
-    test: dict[str, str]
-    label_key: bytes
-    classes: tuple[str, ...]
-
-
-CIFAR10 = Archive(
-    name="cifar10",
-    folder="cifar-10-batches-py",
-    tar="cifar-10-python.tar.gz",
-    train={
-        "data_batch_1": "c99cafc152244af753f735de768cd75f",
-        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-        "data_batch_4": "634d18415352ddfa80567beed471001a",
-        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    },
-    test={"test_batch": "40351d587109b95175f43aff81a1287e"},
-    label_key=b"labels",
-    classes=tuple(CIFAR10_CLASSES.split()),
-)
-
-CIFAR100 = Archive(
-    name="cifar100",
-    folder="cifar-100-python",
-    tar="cifar-100-python.tar.gz",
-    train={"train": "16019d7e3df5f24257cddd939b257f8d"},
-    test={"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
-    label_key=b"fine_labels",
-    classes=tuple(CIFAR100_CLASSES.split()),
-)
 
 
 def cifar10(data_dir: str | os.PathLike[str] | None = None, *, train: bool = True) -> Dataset:
@@ -85,12 +34,20 @@ def cifar10(data_dir: str | os.PathLike[str] | None = None, *, train: bool = Tru
     without it, it is data_folder(). The name of the result says whether the files are the official
     ones, by their MD5 checksums. Raises DataError where something is missing or wrong.
     """
-    return _load(CIFAR10, data_dir, train)
+    return _read(CIFAR10, data_dir, CIFAR10.train if train else CIFAR10.test)[0]
 
 
 def cifar100(data_dir: str | os.PathLike[str] | None = None, *, train: bool = True) -> Dataset:
     """Load CIFAR-100 with its 100 fine classes, as cifar10 does."""
-    return _load(CIFAR100, data_dir, train)
+    return _read(CIFAR100, data_dir, CIFAR100.train if train else CIFAR100.test)[0]
+
+
+def train_and_test(
+    archive: Archive, data_dir: str | os.PathLike[str] | None = None
+) -> tuple[Dataset, Dataset]:
+    """Load both sets of an archive; one that is packed is unpacked only once."""
+    train, test = _read(archive, data_dir, archive.train, archive.test)
+    return train, test
 
 
 def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -100,14 +57,48 @@ def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinygrad_cnn"
 
 
-def _load(archive: Archive, data_dir: str | os.PathLike[str] | None, train: bool) -> Dataset:
-    checksums = archive.train if train else archive.test
+def where(archive: Archive, data_dir: str | os.PathLike[str] | None = None) -> Path | None:
+    """Say in which folder or .tar.gz an archive's files lie, if they do."""
+    return _where(archive, data_folder(data_dir), [*archive.train, *archive.test])
+
+
+def verify(archive: Archive, data_dir: str | os.PathLike[str] | None = None) -> dict[str, bool]:
+    """Say of each file of an archive whether its MD5 checksum is the official one."""
+    official = archive.train | archive.test
+    files = _files(archive, data_folder(data_dir), list(official))
+    return {
+        name: _md5(raw) == official[name] for name, (_, raw) in zip(official, files, strict=True)
+    }
+
+
+def _md5(raw: bytes) -> str:
+    return hashlib.md5(raw, usedforsecurity=False).hexdigest()
+
+
+def _where(archive: Archive, root: Path, names: list[str]) -> Path | None:
+    for folder in (root / archive.folder, root):
+        if all((folder / name).is_file() for name in names):
+            return folder
+    return root / archive.tar if (root / archive.tar).is_file() else None
+
+
+def _read(
+    archive: Archive, data_dir: str | os.PathLike[str] | None, *parts: dict[str, str]
+) -> list[Dataset]:
+    """Read sets of images; each part maps the files of one to their MD5 checksums."""
+    files = _files(archive, data_folder(data_dir), [name for part in parts for name in part])
+    return [_dataset(archive, part, islice(files, len(part))) for part in parts]
+
+
+def _dataset(
+    archive: Archive, checksums: dict[str, str], files: Iterable[tuple[str, bytes]]
+) -> Dataset:
     images, labels, found = [], [], []
-    for path, raw in _files(archive, data_folder(data_dir), list(checksums)):
+    for path, raw in files:
         rows, numbers = _parse(archive, path, raw)
         images.append(channels_last(rows.reshape(-1, 3, 32, 32)))
         labels.append(numbers)
-        found.append(hashlib.md5(raw, usedforsecurity=False).hexdigest())
+        found.append(_md5(raw))
     official = found == list(checksums.values())
     return Dataset(
         channels_last(np.concatenate(images)),
@@ -119,16 +110,18 @@ def _load(archive: Archive, data_dir: str | os.PathLike[str] | None, train: bool
 
 def _files(archive: Archive, root: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
     """Find the files `names` under `root`, unpacked or not, and read one after the other."""
-    for folder in (root / archive.folder, root):
-        if all((folder / name).is_file() for name in names):
-            return ((str(folder / name), _slurp(folder / name, open)) for name in names)
-    if (root / archive.tar).is_file():
-        return _members(root / archive.tar, [f"{archive.folder}/{name}" for name in names])
-    raise DataError(
-        f"{archive.name}: {root} has neither {archive.folder} (with {', '.join(names)}) nor "
-        f"{archive.tar}; put the official python archive there, or say where it is with data_dir "
-        f"or TINYGRAD_CNN_DATA"
-    )
+    match _where(archive, root, names):
+        case None:
+            raise DataError(
+                f"{archive.name}: {root} has neither {archive.folder} (with {', '.join(names)}) "
+                f"nor {archive.tar}; fetch it by `tinygrad-cnn data {archive.name} --download`, "
+                f"put the official python archive there, or say where it is with data_dir or "
+                f"TINYGRAD_CNN_DATA"
+            )
+        case place if place.is_dir():
+            return ((str(place / name), _slurp(place / name, open)) for name in names)
+        case tar:
+            return read_members(tar, [f"{archive.folder}/{name}" for name in names])
 
 
 def _slurp(path: Path, opener: Callable[[Path, str], Any]) -> bytes:
@@ -143,7 +136,7 @@ def _slurp(path: Path, opener: Callable[[Path, str], Any]) -> bytes:
     return raw
 
 
-def _members(path: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
+def read_members(path: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
     """Read the members `names` of a .tar.gz in memory: nothing is extracted, no path followed."""
     raw, places = _slurp(path, gzip.open), {}
     try:

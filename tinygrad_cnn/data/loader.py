@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .augment import Statistics, normalize
+from .augment import (
+    Statistics,
+    draw_crops,
+    normalize,
+    normalized_crop_and_flip,
+    random_crop_and_flip,
+)
 from .dataset import Dataset
+from .prefetch import one_ahead
 from .randomness import rng_at
 
 Batch = tuple[NDArray[Any], NDArray[np.int64]]
@@ -22,6 +32,10 @@ class Loader:
     `normalize` is (mean, std), from channel_statistics of the training set; `augment`, such as
     random_crop_and_flip, is given the normalised images and a generator. A batch depends on seed,
     epoch and batch number only and nothing is remembered: a loader's state is (epoch, batch).
+
+    The next batch is prepared by a thread while this one is used, so `augment` may call NumPy, but
+    no backend's kernels; prefetch=False does without the thread. `waited` counts the seconds that
+    whoever goes through the batches has had to wait for them.
     """
 
     def __init__(
@@ -35,13 +49,15 @@ class Loader:
         shuffle: bool = True,
         drop_last: bool = False,
         dtype: DTypeLike = np.float32,
+        prefetch: bool = True,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"Loader: batch_size is {batch_size}; expected at least 1")
         rng_at(seed, "shuffle")  # a bad seed is refused here, not in mid-training
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.statistics, self.augment, self.shuffle = normalize, augment, shuffle
-        self.drop_last, self.dtype = drop_last, dtype
+        self.drop_last, self.dtype, self.prefetch = drop_last, dtype, prefetch
+        self.waited = 0.0
         if not len(self):
             raise ValueError(
                 f"Loader: {len(dataset)} images make no batch of {batch_size}; "
@@ -62,11 +78,30 @@ class Loader:
         order = np.arange(len(self.dataset))
         if self.shuffle:
             rng_at(self.seed, "shuffle", epoch).shuffle(order)
-        return (self._batch(order, epoch, batch) for batch in range(start, len(self)))
+        prepare, numbers = partial(self._batch, order, epoch), range(start, len(self))
+        return self._timed(
+            one_ahead(prepare, numbers) if self.prefetch else (prepare(n) for n in numbers)
+        )
+
+    def _timed(self, batches: Generator[Batch, None, None]) -> Iterator[Batch]:
+        with closing(batches):
+            while True:
+                started = time.perf_counter()
+                batch = next(batches, None)
+                self.waited += time.perf_counter() - started
+                if batch is None:
+                    return
+                yield batch
 
     def _batch(self, order: NDArray[np.intp], epoch: int, batch: int) -> Batch:
         chosen = self.dataset.subset(order[batch * self.batch_size :][: self.batch_size])
-        x = normalize(chosen.images, *self.statistics, dtype=self.dtype)
-        if self.augment:
-            x = self.augment(x, rng_at(self.seed, "augment", epoch, batch))
-        return x, chosen.labels
+        rng = rng_at(self.seed, "augment", epoch, batch)
+        return self._prepared(chosen.images, rng), chosen.labels
+
+    def _prepared(self, images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[Any]:
+        mean, std = self.statistics
+        if self.augment is random_crop_and_flip:  # the usual one: the same numbers in one pass
+            crops = draw_crops(len(images), rng)
+            return normalized_crop_and_flip(images, *crops, mean, std, dtype=self.dtype)
+        x = normalize(images, mean, std, dtype=self.dtype)
+        return self.augment(x, rng) if self.augment else x

@@ -16,9 +16,11 @@ from .layers import (
     Tanh,
 )
 from .module import Module, ModuleList, Parameter, Sequential
+from .rehearsal import rehearsal
+from .trace import Call, trace
 
 __all__ = [
-    "AvgPool2d", "BatchNorm2d", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d", "Linear",
+    "AvgPool2d", "BatchNorm2d", "Call", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d", "Linear",
     "LocalResponseNorm", "MaxPool2d", "Module", "ModuleList", "Parameter", "ReLU", "Sequential",
-    "Tanh", "fold_batch_norm", "init",
+    "Tanh", "fold_batch_norm", "init", "rehearsal", "trace",
 ]  # fmt: skip

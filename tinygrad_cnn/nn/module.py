@@ -17,6 +17,7 @@ from ..backends import get as get_backend
 from ..tensor import Tensor
 
 Hook = Callable[["Module", tuple[Any, ...], Any], Any]
+PreHook = Callable[["Module", tuple[Any, ...]], None]
 
 
 class Parameter(Tensor):
@@ -40,9 +41,11 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} has no forward method")
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
-        """Run forward, then the forward hooks; a hook that returns a value replaces the output."""
+        """Run forward between its hooks; a value that a forward hook returns is the output."""
+        for hook in self._hooks("_pre_hooks"):
+            hook(self, args)
         y = self.forward(*args, **settings)
-        for hook in self._hooks():
+        for hook in self._hooks("_forward_hooks"):
             replaced = hook(self, args, y)
             y = y if replaced is None else replaced
         return y
@@ -153,12 +156,19 @@ class Module:
 
     def register_forward_hook(self, hook: Hook) -> Callable[[], None]:
         """Call hook(module, args, output) after each forward; returns a function to remove it."""
-        hooks, key = vars(self).setdefault("_forward_hooks", {}), object()
+        return self._add_hook("_forward_hooks", hook)
+
+    def register_forward_pre_hook(self, hook: PreHook) -> Callable[[], None]:
+        """Call hook(module, args) before each forward; returns a function to remove it."""
+        return self._add_hook("_pre_hooks", hook)
+
+    def _add_hook(self, kind: str, hook: Callable[..., Any]) -> Callable[[], None]:
+        hooks, key = vars(self).setdefault(kind, {}), object()
         hooks[key] = hook
         return lambda: hooks.pop(key, None)
 
-    def _hooks(self) -> list[Hook]:
-        return list(vars(self).get("_forward_hooks", {}).values())
+    def _hooks(self, kind: str) -> list[Callable[..., Any]]:
+        return list(vars(self).get(kind, {}).values())
 
     def extra_repr(self) -> str:
         """Name the settings shown in the repr."""

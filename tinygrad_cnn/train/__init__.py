@@ -1,5 +1,37 @@
-"""Training: the loop, its measurements and its display."""
+"""Training: the step, the trainer, recipes, checkpoints and runs that can be resumed."""
 
-from .loop import EpochResult, Metrics, evaluate, fit, train_step
+from .averaging import WeightAverage
+from .callbacks import Checkpoints, Diverged, Plot, StopAtNaN
+from .checkpoint import CheckpointError
+from .config import Config
+from .loop import Metrics, compute_gradients, evaluate, train_step
+from .progress import Progress
+from .recipe import Recipe, RecipeError
+from .run import Stopped, resume, start
+from .trained import Trained
+from .trainer import Callback, Interrupted, Trainer, fit
 
-__all__ = ["EpochResult", "Metrics", "evaluate", "fit", "train_step"]
+__all__ = [
+    "Callback",
+    "CheckpointError",
+    "Checkpoints",
+    "Config",
+    "Diverged",
+    "Interrupted",
+    "Metrics",
+    "Plot",
+    "Progress",
+    "Recipe",
+    "RecipeError",
+    "StopAtNaN",
+    "Stopped",
+    "Trained",
+    "Trainer",
+    "WeightAverage",
+    "compute_gradients",
+    "evaluate",
+    "fit",
+    "resume",
+    "start",
+    "train_step",
+]  # fmt: skip

@@ -1,23 +1,21 @@
-"""The training loop: forward, backward, step, batch after batch."""
+"""The step and the evaluation: what happens to one batch."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy
 
+from .. import functional as F
 from ..autograd import no_grad
-from ..data import Loader, rng_at
 from ..models import Classifier
 from ..optim import Optimizer
-from ..random import use_generator
 from ..tensor import Tensor
-from .progress import Progress
 
-Batch = tuple[numpy.ndarray[Any, Any], numpy.ndarray[Any, Any]]
+Array = numpy.ndarray[Any, Any]
+Batch = tuple[Array, Array]
 
 
 @dataclass
@@ -27,75 +25,71 @@ class Metrics:
     images: int = 0
     loss_sum: float = 0.0
     correct: int = 0
-    seconds: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
 
-    def add(self, loss: float, scores: numpy.ndarray[Any, Any], targets: Any) -> None:
+    def add(self, loss: float, scores: Array, targets: Any) -> None:
         """Count a batch: its mean loss, its scores (N, K) and its targets (N,)."""
         self.images += len(targets)
         self.loss_sum += loss * len(targets)
         self.correct += int((scores.argmax(axis=1) == targets).sum())
-        self.seconds = time.perf_counter() - self.started
 
     loss = property(lambda self: self.loss_sum / max(self.images, 1))
     accuracy = property(lambda self: self.correct / max(self.images, 1))
-    images_per_second = property(lambda self: self.images / max(self.seconds, 1e-9))
 
     def __str__(self) -> str:
         return f"loss {self.loss:.3f}, accuracy {self.accuracy:.1%}"
 
 
-@dataclass(frozen=True)
-class EpochResult:
-    """What one epoch of `fit` measured."""
+def train_step(
+    model: Classifier, optimizer: Optimizer, x: Any, targets: Any, **settings: Any
+) -> tuple[float, Any]:
+    """Do one step on images x (N, C, H, W); gives the loss and the scores (N, K) before it.
 
-    epoch: int
-    train: Metrics
-    validation: Metrics | None
-
-
-def train_step(model: Classifier, optimizer: Optimizer, x: Any, targets: Any) -> tuple[float, Any]:
-    """Do one step on images x (N, C, H, W); gives the loss and the scores (N, K) before it."""
-    scores = model(Tensor(x))
-    loss = model.loss(scores, targets)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item(), scores.numpy()
-
-
-def fit(
-    model: Classifier,
-    optimizer: Optimizer,
-    loader: Loader,
-    *,
-    epochs: int,
-    schedule: Callable[[int], float] | None = None,
-    validation: Loader | None = None,
-) -> list[EpochResult]:
-    """Train for some epochs, showing live progress; `schedule` maps a step to its learning rate.
-
-    Shuffling, augmentation and dropout depend on the loader's seed, the epoch and the batch only.
+    The settings are those of compute_gradients.
     """
-    results = []
-    with Progress(epochs, len(loader)) as progress:
-        for epoch in range(epochs):
-            metrics = Metrics()
-            model.train()
-            for batch, (x, targets) in enumerate(loader.epoch(epoch)):
-                if schedule is not None:
-                    optimizer.lr = schedule(epoch * len(loader) + batch)
-                with use_generator(rng_at(loader.seed, "dropout", epoch, batch)):
-                    metrics.add(*train_step(model, optimizer, x, targets), targets)
-                progress.update(epoch, batch, metrics)
-            held_out = None if validation is None else evaluate(model, validation.epoch(0))
-            results.append(EpochResult(epoch, metrics, held_out))
-            progress.finish(results[-1])
-    return results
+    optimizer.zero_grad()
+    loss, scores = compute_gradients(model, x, targets, **settings)
+    optimizer.step()
+    return loss, scores
 
 
-def evaluate(model: Classifier, batches: Iterable[Batch]) -> Metrics:
-    """Measure a model in evaluation mode; every module's mode is restored."""
+def compute_gradients(
+    model: Classifier, x: Any, targets: Any, *, label_smoothing: float = 0.0, parts: int = 1
+) -> tuple[float, Any]:
+    """Add the gradients of the mean loss to the parameters'; gives the loss and the scores (N, K).
+
+    With `parts` the batch goes through the model in so many pieces, which needs less memory; the
+    gradients are the same, but for batch norm, which then normalises each piece by itself.
+    """
+    smoothed = {"label_smoothing": label_smoothing} if label_smoothing else {}
+    parts = max(1, min(parts, len(targets)))  # no empty ones
+    total, pieces = 0.0, []
+    for xs, ts in zip(numpy.array_split(x, parts), numpy.array_split(targets, parts), strict=True):
+        scores = model(Tensor(xs))
+        loss = model.loss(scores, ts, **smoothed)
+        if parts > 1:
+            loss = loss * (len(ts) / len(targets))  # the mean of all, not of this part
+        loss.backward()
+        total += loss.item()
+        pieces.append(scores.numpy())
+    return total, numpy.concatenate(pieces)
+
+
+def check_smoothing(model: Classifier, label_smoothing: float) -> None:
+    """Refuse label smoothing where the model's loss is no cross-entropy."""
+    if label_smoothing and model.loss is not F.cross_entropy:
+        raise ValueError(
+            f"label_smoothing is {label_smoothing}, but the loss of {type(model).__name__} is no "
+            "cross-entropy; set it to 0 or take another model"
+        )
+
+
+def evaluate(
+    model: Classifier, batches: Iterable[Batch], *, watch: Callable[[Array], Any] | None = None
+) -> Metrics:
+    """Measure a model in evaluation mode; every module's mode is restored.
+
+    `watch` is called with each batch's scores (N, K).
+    """
     metrics, modes = Metrics(), [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -103,6 +97,8 @@ def evaluate(model: Classifier, batches: Iterable[Batch]) -> Metrics:
             for x, targets in batches:
                 scores = model(Tensor(x))
                 metrics.add(model.loss(scores, targets).item(), scores.numpy(), targets)
+                if watch:
+                    watch(scores.numpy())
     finally:
         for module, training in modes:
             module.training = training

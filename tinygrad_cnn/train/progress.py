@@ -1,57 +1,65 @@
-"""What a training run shows: a live line in a terminal, one plain line per epoch elsewhere."""
+"""What a training run shows: a live line in a terminal or notebook, elsewhere a line per epoch."""
 
 from __future__ import annotations
 
 import sys
-from types import TracebackType
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .loop import EpochResult, Metrics
+    from .trainer import Record, Trainer
 
 
 class Progress:
-    """Show epoch, batch, loss, accuracy, images per second and the time that is left."""
+    """Show epoch, batch, loss, accuracy, images per second, the loader's part, the time left."""
 
-    def __init__(self, epochs: int, batches: int) -> None:
+    def on_start(self, trainer: Trainer) -> None:
+        """Begin the live line, where there is one."""
         from rich import progress as rich
 
-        self.epochs, self.batches = epochs, batches
         self.bar = rich.Progress(
             rich.TextColumn("{task.description}"),
-            rich.BarColumn(),
+            rich.BarColumn(bar_width=20),
             rich.MofNCompleteColumn(),
             rich.TextColumn("{task.fields[status]}"),
-            rich.TimeRemainingColumn(),
-            disable=not sys.stdout.isatty(),
+            rich.TimeRemainingColumn(elapsed_when_finished=True),
         )
-        self.task = self.bar.add_task("epoch 1", total=epochs * batches, status="")
-
-    def __enter__(self) -> Progress:
+        self.bar.disable = not _is_live(self.bar.console)
+        self.task = self.bar.add_task(
+            "epoch 1", total=trainer.steps, completed=trainer.step, status=""
+        )
         self.bar.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.bar.stop()
-
-    def update(self, epoch: int, batch: int, metrics: Metrics) -> None:
+    def on_step(self, trainer: Trainer) -> None:
         """Show the state after a batch."""
+        pace = trainer.pace
         self.bar.update(
             self.task,
-            completed=epoch * self.batches + batch + 1,
-            description=f"epoch {epoch + 1}/{self.epochs}",
-            status=f"{metrics}, {metrics.images_per_second:.0f} images/s",
+            completed=trainer.step,
+            description=f"epoch {trainer.epoch + 1}/{trainer.epochs}",
+            status=f"{trainer.metrics}, {pace.images_per_second:.0f} images/s, "
+            f"loader {pace.loader_share:.1%}, lr {trainer.lr:.2g}",
         )
 
-    def finish(self, result: EpochResult) -> None:
+    def on_epoch(self, trainer: Trainer, record: Record) -> None:
         """Leave a line for an epoch."""
-        line = f"epoch {result.epoch + 1}/{self.epochs}: {result.train}"
-        if result.validation is not None:
-            line += f"; held out: {result.validation}"
-        line += f"; {result.train.images_per_second:.0f} images/s"
-        self.bar.console.print(line, highlight=False, soft_wrap=True)
+        line = f"epoch {record['epoch']}/{trainer.epochs}: {_measured(record, 'train')}"
+        if record["validation_loss"] is not None:
+            line += f"; held out: {_measured(record, 'validation')}"
+        timing = trainer.timings[-1]
+        line += f"; {timing['images_per_second']:.0f} images/s"
+        line += f", loader {timing['loader_share']:.1%}"
+        self.bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Take the live line away."""
+        self.bar.stop()
+
+
+def _measured(record: Record, part: str) -> str:
+    return f"loss {record[f'{part}_loss']:.3f}, accuracy {record[f'{part}_accuracy']:.1%}"
+
+
+def _is_live(console: Any) -> bool:
+    """Tell whether a line can be redrawn: a notebook needs ipywidgets for that."""
+    return sys.stdout.isatty() or (console.is_jupyter and find_spec("ipywidgets") is not None)

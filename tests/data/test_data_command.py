@@ -1,0 +1,149 @@
+"""`tinygrad-cnn data`: where data lie, what is in them, and one line where they don't."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cifar import BATCHES, FOLDER, make_batch, official
+
+from tinygrad_cnn import cli, data
+from tinygrad_cnn.data import archives
+from tinygrad_cnn.data.sheet import GAP, LABEL_WIDTH, SCALE, draw_sheet
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command here; give exit status, stdout and stderr."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["tinygrad-cnn", "data", *map(str, args)])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        return exit.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Lay a small CIFAR-10 into a folder, official but for one file."""
+    raws = {name: official(make_batch(4, seed=i)) for i, name in enumerate(BATCHES)}
+    raws["test_batch"] = official(make_batch(2, labels=[3, 3]))
+    (tmp_path / FOLDER).mkdir()
+    for name, raw in raws.items():
+        (tmp_path / FOLDER / name).write_bytes(raw)
+    sums = {name: hashlib.md5(raw).hexdigest() for name, raw in raws.items()}
+    test = {"test_batch": sums.pop("test_batch")}
+    ours = replace(archives.CIFAR10, train=sums, test=test)
+    monkeypatch.setitem(archives.ARCHIVES, "cifar10", ours)
+    return tmp_path
+
+
+def test_without_a_name_all_are_listed(run, small):
+    status, out, err = run("--data-dir", small)
+    assert (status, err) == (0, "")
+    assert f"cifar10      in {small / FOLDER}\n" in out
+    assert f"cifar100     not in {small}; tinygrad-cnn data cifar100 --download\n" in out
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "cifar10",
+        "cifar100",
+        "shapes",
+        "folder:PATH",
+    ]
+
+
+def test_a_data_set_is_described(run, small):
+    status, out, err = run("cifar10", "--data-dir", small, "--verify")
+    assert (status, err) == (0, "")
+    train, test = data.open_data("cifar10", small)
+    place, summary, mean, deviation, *_ = out.splitlines()
+    assert place == f"in {small / FOLDER}"
+    assert summary == "cifar10: 20 training and 2 test images 3x32x32"
+    numbers = [[float(word) for word in line.split()[1:]] for line in (mean, deviation)]
+    expected = [statistic.ravel() for statistic in data.channel_statistics(train.images)]
+    np.testing.assert_allclose(numbers, expected, atol=6e-5)
+    for k, name in enumerate(train.classes):
+        counts = (train.labels == k).sum(), (test.labels == k).sum()
+        assert re.search(rf"^{name} +{counts[0]} +{counts[1]}$", out, re.MULTILINE)
+    assert len(re.findall(r"^\w+ +official$", out, re.MULTILINE)) == 6
+
+
+def test_files_that_differ_are_named(run, small):
+    (small / FOLDER / "data_batch_3").write_bytes(official(make_batch(4, seed=77)))
+    status, out, err = run("cifar10", "--data-dir", small)
+    assert (status, err) == (0, "")
+    assert "cifar10 (not the official files): 20 training" in out
+    status, out, err = run("cifar10", "--data-dir", small, "--verify")
+    assert (status, err) == (1, "")
+    assert re.findall(r"^(\w+) +not the official file$", out, re.MULTILINE) == ["data_batch_3"]
+
+
+def test_what_is_not_there_says_how_to_get_it(run, tmp_path):
+    status, out, err = run("cifar10", "--data-dir", tmp_path)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"tinygrad-cnn: cifar10: {tmp_path} has neither {FOLDER}")
+    assert "fetch it by `tinygrad-cnn data cifar10 --download`" in err
+
+
+def test_download_downloads(run, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        sys.modules["tinygrad_cnn.data.load"], "download", lambda *args: asked.append(args)
+    )
+    assert run("cifar100", "--data-dir", tmp_path, "--download")[0] == 1  # it brought nothing
+    assert asked == [(archives.CIFAR100, tmp_path)]
+
+
+@pytest.mark.parametrize("option", ["--verify", "--download"])
+def test_only_archives_have_official_files(run, option):
+    status, out, err = run("shapes", option)
+    assert (status, out) == (2, "")
+    assert "shapes has no official files" in err
+
+
+def test_an_unknown_name(run):
+    status, out, err = run("cifr10")
+    assert (status, out) == (1, "")
+    assert "no data set 'cifr10'; did you mean 'cifar10'?" in err
+
+
+# The sheet
+
+
+def test_a_sheet_shows_the_first_images_of_each_class(tmp_path, run):
+    colours = {"cat": (200, 0, 0), "犬": (0, 0, 200)}
+    for name, colour in colours.items():
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (32, 32), colour).save(tmp_path / "pets" / name / f"{i}.png")
+    status, out, err = run(f"folder:{tmp_path / 'pets'}", "--show", tmp_path / "sheet.png")
+    assert (status, err) == (0, "")
+    assert "16 training and 4 test images 3x32x32" in out
+    step = SCALE * 32 + GAP
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (LABEL_WIDTH + 10 * step, 2 * step)
+        for row, colour in enumerate(colours.values()):
+            shown = [sheet.getpixel((LABEL_WIDTH + 20 + column * step, 20 + row * step))
+                     for column in range(10)]  # fmt: skip
+            assert shown == [colour] * 8 + [(255, 255, 255)] * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pets", "sheet.png"]
+
+
+def test_grey_images_are_shown_too(tmp_path):
+    images = np.full((2, 1, 8, 8), 77, np.uint8)
+    draw_sheet(data.Dataset(images, np.zeros(2, np.int64), ("a",), "grey"), tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as sheet:
+        assert sheet.getpixel((LABEL_WIDTH + 3, 3)) == (77, 77, 77)
+
+
+def test_a_sheet_is_a_picture(tmp_path):
+    dataset = data.Dataset(np.zeros((1, 3, 8, 8), np.uint8), np.zeros(1, np.int64), ("a",), "x")
+    with pytest.raises(ValueError, match=r"sheet.doc ends in '.doc'; expected .png, .jpg or"):
+        draw_sheet(dataset, tmp_path / "sheet.doc")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,305 @@
+"""Recipes: what they mean, what is refused, and that a recipe trains as it does in PyTorch."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinygrad_cnn as tg
+from tinygrad_cnn import data, models, optim, train
+from tinygrad_cnn.train import recipe
+from tinygrad_cnn.train.recipe import Recipe, RecipeError
+
+SGD = {"name": "sgd", "lr": 0.1}
+
+
+def make(**settings):
+    return Recipe.from_dict({"epochs": 1, **settings})
+
+
+# ---- the package's ----
+
+
+def test_there_are_recipes():
+    assert recipe.names() == ["paper", "quick"]
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_each_of_the_packages_builds(name):
+    read = recipe.load(name)
+    p = tg.tensor([1.0], requires_grad=True)
+    optimizer = read.build_optimizer([p])
+    schedule = read.build_schedule(read.total_steps(100))
+    assert optimizer.lr == read.optimizer["lr"]
+    assert all(0 <= schedule(step) <= optimizer.lr for step in range(read.total_steps(100)))
+
+
+def test_paper_is_the_papers():
+    """He et al., arXiv 1512.03385, section 4.2."""
+    paper = recipe.load("paper")
+    assert paper.total_steps(391) == 64_000
+    schedule = paper.build_schedule(64_000)
+    at = [0, 31_999, 32_000, 47_999, 48_000, 63_999]
+    np.testing.assert_allclose([schedule(s) for s in at], [0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    assert (paper.batch_size, paper.per_pixel_mean) == (128, True)
+    assert paper.optimizer == dict(name="sgd", lr=0.1, momentum=0.9, weight_decay=1e-4)
+
+
+def test_the_note_on_110_layers_holds():
+    """Its settings give 0.01 for 400 steps, then 0.1."""
+    told = recipe.text("paper").split("--set ")[1:4]
+    changed = recipe.load("paper")
+    for setting in told:
+        changed = changed.override(recipe.parse(setting.split()[0]))
+    schedule = changed.build_schedule(64_000)
+    assert [schedule(step) for step in (0, 399, 400, 31_999)] == [0.01, 0.01, 0.1, 0.1]
+
+
+# ---- your own ----
+
+
+def test_a_file_of_your_own(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("epochs = 3\n[optimizer]\nname = 'adam'\nlr = 1e-3\nbetas = [0.8, 0.9]\n")
+    mine = recipe.load(str(path))
+    assert (mine.model, mine.epochs, mine.batch_size) == ("resnet20", 3, 128)
+    assert mine.build_optimizer([tg.tensor([1.0], requires_grad=True)]).defaults["betas"] == (
+        0.8,
+        0.9,
+    )
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_a_recipe_survives_json(name):
+    read = recipe.load(name)
+    assert Recipe.from_dict(json.loads(json.dumps(read.to_dict()))) == read
+
+
+def test_every_setting_has_a_check():
+    sections = {
+        "optimizer": recipe.NAMED["optimizer"], "schedule": recipe.NAMED["schedule"],
+        "warm_up": [""], "augment": [""],
+    }  # fmt: skip
+    assert sections.keys() == set(recipe.SECTIONS)
+    keys = {
+        key
+        for section, choices in sections.items()
+        for name in choices
+        for key in recipe._parameters(section, {"name": name})
+    }
+    plain = Recipe.__dataclass_fields__.keys() - sections.keys()
+    checked = {name.rpartition(".")[2] for name in recipe.VALUES}
+    assert checked == plain | keys - {"name"}
+
+
+def test_overriding():
+    quick = recipe.load("quick")
+    changed = quick.override({"model": "resnet20", "optimizer": {"lr": 1.0}, "steps": 7})
+    assert (changed.model, changed.epochs, changed.steps) == ("resnet20", None, 7)
+    assert changed.optimizer == quick.optimizer | {"lr": 1.0}
+    assert quick.optimizer["lr"] == 0.05  # a recipe doesn't change
+
+
+def test_another_name_starts_a_section_afresh():
+    adam = recipe.load("quick").override({"optimizer": {"name": "adam", "lr": 1e-3}})
+    assert adam.optimizer == {"name": "adam", "lr": 1e-3}
+
+
+def test_steps_below_1_are_parts_of_the_run():
+    parts = make(
+        schedule={"name": "multistep", "milestones": [0.5, 80]},
+        warm_up={"steps": 0.1, "start": 0.05, "shape": "constant"},
+    )
+    schedule = parts.build_schedule(100)
+    at = [schedule(step) for step in (0, 9, 10, 49, 50, 79, 80)]
+    np.testing.assert_allclose(at, [0.05, 0.05, 0.1, 0.1, 0.01, 0.01, 0.001])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("constant", {}), ("step", {"every": 10}), ("cosine", {"floor": 0.01}), ("one_cycle", {})],
+)
+def test_every_schedule_is_the_librarys(name, settings):
+    steps = {"steps": 50} if name in ("cosine", "one_cycle") else {}
+    theirs = getattr(optim, name)(0.1, **settings, **steps)
+    ours = make(schedule={"name": name, **settings}).build_schedule(50)
+    assert [ours(s) for s in range(50)] == [theirs(s) for s in range(50)]
+
+
+@pytest.mark.parametrize(("pad", "flip"), list(itertools.product([0, 2, 4], [False, True])))
+def test_augmentation_is_what_it_says(pad, flip):
+    """A picture's one bright pixel moves by at most pad, and to the other side only by a flip."""
+    augment = make(augment={"pad": pad, "flip": flip}).build_augment()
+    x = np.zeros((200, 1, 32, 32), np.float32)
+    x[:, :, 16, 5] = 1
+    if augment is None:
+        assert not pad
+        assert not flip
+        return
+    _, _, rows, columns = np.nonzero(augment(x, np.random.default_rng(0)))
+    assert set(rows) == set(range(16 - pad, 17 + pad))
+    mirrored = columns > 15
+    assert mirrored.any() == flip
+    assert set(np.where(mirrored, 31 - columns, columns)) == set(range(5 - pad, 6 + pad))
+
+
+# ---- mistakes ----
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"bach_size": 3}, "no setting bach_size; did you mean 'batch_size'? There are: model, "),
+        ({"optimiser": SGD}, "no setting optimiser; did you mean 'optimizer'?"),
+        ({"optimizer": SGD | {"momentun": 0.9}},
+         "no setting optimizer.momentun; did you mean 'momentum'? There are: name, lr, momentum, "
+         "nesterov, weight_decay"),
+        ({"optimizer": {"name": "adam", "lr": 1, "momentum": 0}}, "no setting optimizer.momentum"),
+        ({"optimizer": {"name": "sdg", "lr": 1}},
+         "no optimizer 'sdg'; did you mean 'sgd'? There are: sgd, rmsprop, adam, adamw"),
+        ({"optimizer": {"name": "adam"}}, "optimizer.lr is missing; adam needs it"),
+        ({"optimizer": {"lr": 1}}, "no optimizer None; There are: sgd, rmsprop, adam, adamw"),
+        ({"schedule": {"name": "multistep"}}, "schedule.milestones is missing; multistep needs it"),
+        ({"schedule": {"name": "cosine", "steps": 3}}, "no setting schedule.steps"),
+        ({"schedule": "cosine"}, "schedule is 'cosine'; expected a section of settings"),
+        ({"model": {"name": "mlp"}}, "model is {'name': 'mlp'}; expected a value, not a section"),
+        ({"model": "resnet21"}, "no model 'resnet21'; did you mean 'resnet"),
+        ({"batch_size": 0}, "batch_size is 0; expected a whole number, at least 1"),
+        ({"batch_size": True}, "batch_size is True; expected a whole number, at least 1"),
+        ({"optimizer": SGD | {"lr": "0.1"}}, "optimizer.lr is '0.1'; expected a number from 0 on"),
+        ({"optimizer": SGD | {"lr": float("nan")}}, "optimizer.lr is nan; expected a number from"),
+        ({"optimizer": SGD | {"momentum": 1}},
+         "optimizer.momentum is 1; expected a number from 0 to below 1"),
+        ({"ema": 1.0}, "ema is 1.0; expected a number from 0 to below 1"),
+        ({"dtype": "float16"}, "dtype is 'float16'; expected 'float32' or 'float64'"),
+        ({"warm_up": {"start": 0.1}}, "warm_up has no steps; set how many, such as steps = 400"),
+        ({"warm_up": {"steps": 0}}, "warm_up.steps is 0; expected a number of steps, or below 1"),
+        ({"augment": {"crop": 4}}, "no setting augment.crop; There are: pad, flip"),
+        ({"schedule": {"name": "multistep", "milestones": 3}},
+         "schedule.milestones is 3; expected a list of steps"),
+        ({"steps": 5}, "epochs is 1 and steps is 5; expected exactly one of them to be set"),
+        ({"epochs": None}, "epochs is None and steps is None; expected exactly one of them"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(table, message):
+    with pytest.raises(RecipeError) as error:
+        make(**table)
+    assert message in str(error.value)
+    assert error.value.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("epochs = 1\nephocs = 2", "no setting ephocs; did you mean 'epochs'?"),
+        ("epochs = ", "Invalid value (at end of document)"),
+    ],
+)
+def test_a_files_mistakes_come_with_its_name(tmp_path, content, message):
+    path = tmp_path / "own.toml"
+    path.write_text(content)
+    with pytest.raises(RecipeError) as error:
+        recipe.load(str(path))
+    assert str(error.value).startswith(f"recipe {path}: ")
+    assert message in str(error.value)
+
+
+def test_unknown_recipes():
+    with pytest.raises(RecipeError, match=r"no recipe 'papr'; did you mean 'paper'\? There are: "):
+        recipe.load("papr")
+    with pytest.raises(RecipeError, match=r"recipe no/such\.toml: there is no such file"):
+        recipe.load("no/such.toml")
+
+
+@pytest.mark.parametrize("setting", ["lr", "=3", "a b=3"])
+def test_settings_that_are_none(setting):
+    with pytest.raises(RecipeError, match="is no setting; expected KEY=VALUE"):
+        recipe.parse(setting)
+
+
+def test_smoothing_needs_a_cross_entropy():
+    model = models.build("svm")
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(
+        ValueError, match=r"label_smoothing is 0\.1, but the loss of SVM is no cross-"
+    ):
+        train.Trainer(model, optimizer, None, steps=1, label_smoothing=0.1)
+
+
+# ---- beside PyTorch ----
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+TWENTY = {"steps": 20, "batch_size": 16, "dtype": "float64", "model": "resnet8"}
+BESIDE = {
+    "paper": {**TWENTY, "schedule": {"milestones": [10, 15]}},
+    "quick": {
+        **TWENTY, "label_smoothing": 0.1, "warm_up": {"steps": 1, "start": 0.002},
+        "schedule": {"name": "one_cycle"},
+    },
+}  # fmt: skip
+
+
+class Losses(train.Callback):
+    """Remember every loss."""
+
+    def on_start(self, trainer):
+        self.losses = []
+
+    def on_step(self, trainer):
+        self.losses.append(trainer.last_loss)
+
+
+def ours(read, loader, model):
+    seen = Losses()
+    trainer = train.Trainer(
+        model, read.build_optimizer(model.parameters()), loader, steps=20,
+        schedule=read.build_schedule(20), label_smoothing=read.label_smoothing, callbacks=[seen],
+    )  # fmt: skip
+    trainer.run()
+    return seen.losses
+
+
+def theirs(torch, read, loader, model):
+    """Train in PyTorch with its own optimiser, schedule and loss."""
+    settings = {k: v for k, v in read.optimizer.items() if k != "name"}
+    optimizer, lr = torch.optim.SGD(model.parameters(), **settings), torch.optim.lr_scheduler
+    if read.schedule["name"] == "multistep":
+        schedule = lr.MultiStepLR(optimizer, read.schedule["milestones"])
+    else:
+        schedule = lr.OneCycleLR(optimizer, settings["lr"], 20, cycle_momentum=False)
+    criterion, losses = torch.nn.CrossEntropyLoss(label_smoothing=read.label_smoothing), []
+    for x, y in loader.epoch(0):
+        loss = criterion(model(torch.tensor(x)), torch.tensor(y))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_recipe_trains_as_in_pytorch(monkeypatch, real_cifar10, name):
+    torch = pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    read = recipe.load(name).override(BESIDE[name])
+    images, _ = data.load(real_cifar10, images=320)
+    statistics = data.channel_statistics(images.images, per_pixel_mean=read.per_pixel_mean)
+    loader = data.Loader(
+        images, read.batch_size, seed=0, normalize=statistics, augment=read.build_augment(),
+        dtype=read.dtype,
+    )  # fmt: skip
+    with tg.use_backend("numpy"):
+        model = models.build(read.model, rng=np.random.default_rng(0)).astype(read.dtype)
+        state = {n: torch.tensor(a) for n, a in model.state_dict().items()}
+        twin = importlib.import_module("torch_models").build(read.model).double()
+        twin.load_state_dict(state, strict=False)
+        losses = ours(read, loader, model)
+    assert len(set(losses)) == 20
+    np.testing.assert_allclose(losses, theirs(torch, read, loader, twin), rtol=1e-9)

@@ -1,0 +1,322 @@
+"""Recipes: all that decides how a network is trained, as data.
+
+A recipe is a TOML file, one of the package's by name or your own by path. What it leaves out has
+the default below; what it misspells is an error.
+
+>>> recipe = load("paper").override({"epochs": 2, "optimizer": {"lr": 0.05}})
+>>> recipe.epochs, recipe.steps, recipe.optimizer["lr"], recipe.optimizer["momentum"]
+(2, None, 0.05, 0.9)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from .. import data, models, optim
+
+Settings = dict[str, Any]
+
+
+class RecipeError(ValueError):
+    """Say what is wrong with a recipe's settings."""
+
+    exit_status = 2
+
+
+# A section with a name calls the function of that name: its parameters are the section's keys.
+NAMED: dict[str, dict[str, Callable[..., Any]]] = {
+    "optimizer": {
+        "sgd": optim.SGD, "rmsprop": optim.RMSprop, "adam": optim.Adam, "adamw": optim.AdamW,
+    },
+    "schedule": {
+        "constant": optim.constant, "step": optim.step, "multistep": optim.multistep,
+        "cosine": optim.cosine, "one_cycle": optim.one_cycle,
+    },
+}  # fmt: skip
+FILLED_IN = {  # parameters that are no keys: the run gives them
+    "optimizer": {"params"}, "schedule": {"lr", "steps"}, "warm_up": {"schedule"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. Exactly one of `epochs` and `steps` is set; steps are the optimiser's.
+
+    In `schedule` and `warm_up`, numbers of steps below 1 are parts of the run.
+    """
+
+    model: str = "resnet20"
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int = 128
+    accumulate: int = 1  # parts that each batch is cut into, to need less memory
+    label_smoothing: float = 0.0
+    ema: float = 0.0  # decay of the weights' running average; 0: no average
+    per_pixel_mean: bool = False  # normalise with a mean per pixel, not per channel
+    dtype: str = "float32"
+    optimizer: Settings = field(default_factory=lambda: {"name": "sgd", "lr": 0.1})
+    schedule: Settings = field(default_factory=lambda: {"name": "constant"})
+    warm_up: Settings = field(default_factory=dict)
+    augment: Settings = field(default_factory=lambda: {"pad": 0, "flip": False})
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            section = isinstance(value, dict)
+            self._check_section(name, value) if section else _check(name, value)
+        if (self.epochs is None) == (self.steps is None):
+            raise RecipeError(
+                f"epochs is {self.epochs} and steps is {self.steps}; "
+                "expected exactly one of them to be set"
+            )
+        if self.warm_up and not self.warm_up.get("steps"):
+            raise RecipeError("warm_up has no steps; set how many, such as steps = 400")
+
+    def _check_section(self, section: str, settings: Settings) -> None:
+        known = _parameters(section, settings)
+        for name, value in settings.items():
+            if name not in known:
+                raise RecipeError(_unknown(f"setting {section}.{name}", name, known))
+            if name != "name":
+                _check(f"{section}.{name}", value)
+        missing = [p for p, needed in known.items() if needed and p not in settings]
+        if missing:
+            raise RecipeError(f"{section}.{missing[0]} is missing; {settings['name']} needs it")
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Recipe:
+        """Read nested tables, as TOML and JSON give them."""
+        known = [f.name for f in fields(cls)]
+        for name, value in table.items():
+            if name not in known:
+                raise RecipeError(_unknown(f"setting {name}", name, known))
+            if isinstance(value, dict) != (name in SECTIONS):
+                wanted = "a section of settings" if name in SECTIONS else "a value, not a section"
+                raise RecipeError(f"{name} is {value!r}; expected {wanted}")
+        return cls(**table)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give nested tables that from_dict reads; without the one of epochs and steps not set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def override(self, table: Mapping[str, Any]) -> Recipe:
+        """Change some settings.
+
+        Sections are merged, unless another `name` starts a section afresh; epochs replace steps.
+        """
+        new = self.to_dict()
+        if {"epochs", "steps"} & table.keys():
+            new = {name: value for name, value in new.items() if name not in ("epochs", "steps")}
+        for name, value in table.items():
+            old = new.get(name)
+            new[name] = value
+            if isinstance(value, dict) and isinstance(old, dict):
+                afresh = value.get("name", old.get("name")) != old.get("name")
+                new[name] = value if afresh else {**old, **value}
+        return Recipe.from_dict(new)
+
+    # ---- what it builds ----
+
+    def total_steps(self, batches: int) -> int:
+        """Count the run's steps, where an epoch has so many batches."""
+        return self.steps if self.steps is not None else (self.epochs or 0) * batches
+
+    def build_optimizer(self, params: list[Any]) -> optim.Optimizer:
+        """Make the optimiser of `params`."""
+        settings = dict(self.optimizer)
+        made: optim.Optimizer = NAMED["optimizer"][settings.pop("name")](params, **settings)
+        return made
+
+    def build_schedule(self, steps: int) -> optim.Schedule:
+        """Make the function from a step to its learning rate, for a run of so many steps."""
+        settings = _in_steps(self.schedule, steps)
+        build = NAMED["schedule"][settings.pop("name")]
+        if "steps" in inspect.signature(build).parameters:
+            settings["steps"] = steps
+        schedule: optim.Schedule = build(self.optimizer["lr"], **settings)
+        return (
+            optim.warm_up(schedule, **_in_steps(self.warm_up, steps)) if self.warm_up else schedule
+        )
+
+    def build_augment(self) -> Callable[..., Any] | None:
+        """Make the function that a loader's `augment` is, if there is anything to do."""
+        pad, flip = self.augment.get("pad", 0), self.augment.get("flip", False)
+        if (pad, flip) == (4, True):
+            return data.random_crop_and_flip
+        return partial(_crop_and_flip, pad=pad, flip=flip) if pad or flip else None
+
+
+SECTIONS = ("optimizer", "schedule", "warm_up", "augment")
+
+
+def names() -> list[str]:
+    """List the package's recipes."""
+    found = (file.name for file in files(__package__).iterdir())
+    return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml"))
+
+
+def load(name: str) -> Recipe:
+    """Read the package's recipe of that name, or a TOML file if `name` ends in .toml."""
+    content = text(name)
+    try:
+        return Recipe.from_dict(tomllib.loads(content))
+    except (RecipeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"recipe {name}: {error}") from None
+
+
+def text(name: str) -> str:
+    """Give a recipe's TOML as it was written, with its comments."""
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise RecipeError(f"recipe {name}: there is no such file")
+        return Path(name).read_text(encoding="utf-8")
+    if name not in names():
+        near = get_close_matches(name, names(), 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise RecipeError(
+            f"no recipe {name!r}; {hint}There are: {', '.join(names())}, "
+            "and your own: the path of a .toml file"
+        )
+    return (files(__package__) / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def parse(setting: str) -> dict[str, Any]:
+    """Read KEY=VALUE as the line of TOML that it nearly is; a value that is none is a string.
+
+    >>> parse("optimizer.lr=0.1"), parse("schedule.name=cosine")
+    ({'optimizer': {'lr': 0.1}}, {'schedule': {'name': 'cosine'}})
+    """
+    key, equals, value = setting.partition("=")
+    for text in (f"{key} = {value}", f"{key} = {json.dumps(value)}") if equals else ():
+        with contextlib.suppress(tomllib.TOMLDecodeError):
+            return tomllib.loads(text)
+    raise RecipeError(f"{setting!r} is no setting; expected KEY=VALUE, such as optimizer.lr=0.1")
+
+
+def _parameters(section: str, settings: Settings) -> dict[str, bool]:
+    """Map the keys that a section may have to whether it must have them."""
+    if section == "augment":
+        return {"pad": False, "flip": False}
+    if section == "warm_up":
+        known: Callable[..., Any] = optim.warm_up
+    else:
+        choices, name = NAMED[section], settings.get("name")
+        if name not in choices:
+            raise RecipeError(_unknown(f"{section} {name!r}", str(name), choices))
+        known = choices[name]
+    taken = inspect.signature(known).parameters.items()
+    keys = {k: p.default is p.empty for k, p in taken if k not in FILLED_IN[section]}
+    if section == "warm_up":
+        return dict.fromkeys(keys, False)
+    return {"name": True, **keys, **({"lr": True} if section == "optimizer" else {})}
+
+
+def _crop_and_flip(x: Any, rng: numpy.random.Generator, *, pad: int, flip: bool) -> Any:
+    offsets = rng.integers(0, 2 * pad + 1, (len(x), 2))
+    flips = rng.random(len(x)) < (0.5 if flip else 0.0)
+    return data.crop_and_flip(x, offsets, flips, padding=pad)
+
+
+def _in_steps(settings: Settings, steps: int) -> Settings:
+    """Turn parts of the run into numbers of steps, at least one."""
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, list):
+            return [whole(v) for v in value]
+        return max(1, round(value * steps)) if value < 1 else value
+
+    return {
+        k: whole(v) if k in ("steps", "every", "milestones") else v for k, v in settings.items()
+    }
+
+
+# ---- the settings' values ----
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _above_0(value: Any) -> bool:
+    return _number(value) and value > 0
+
+
+def _from_0(value: Any) -> bool:
+    return _number(value) and value >= 0
+
+
+def _below_1(value: Any) -> bool:
+    return _from_0(value) and value < 1
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in choices, " or ".join(map(repr, choices))
+
+
+def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+def _list_of(fits: Callable[[Any], bool], n: int | None = None) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, list | tuple) and n in (None, len(value)) and all(map(fits, value))
+    )
+
+
+VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (lambda value: isinstance(value, str), "the name of a model"),
+    "epochs": (_or_none(_count), "a whole number, at least 1"),
+    "steps": (_or_none(_count), "a whole number, at least 1"),
+    **dict.fromkeys(("batch_size", "accumulate"), (_count, "a whole number, at least 1")),
+    "dtype": _one_of("float32", "float64"),
+    "warm_up.steps": (_above_0, "a number of steps, or below 1 a part of the run"),
+    "every": (_above_0, "a number of steps, or below 1 a part of the run"),
+    "milestones": (_list_of(_above_0), "a list of steps, or below 1 of parts of the run"),
+    "betas": (_list_of(_below_1, 2), "two numbers from 0 to below 1, such as [0.9, 0.999]"),
+    "shape": _one_of("linear", "constant"),
+    "anneal_strategy": _one_of("cos", "linear"),
+    "pad": (lambda value: value == 0 or _count(value), "a whole number of pixels, from 0 on"),
+    **dict.fromkeys(("per_pixel_mean", "nesterov", "flip"), (_flag, "true or false")),
+    **dict.fromkeys(
+        ("lr", "weight_decay", "eps", "start", "floor"), (_from_0, "a number from 0 on")
+    ),
+    **dict.fromkeys(("gamma", "div_factor", "final_div_factor"), (_above_0, "a number above 0")),
+    **dict.fromkeys(
+        ("label_smoothing", "ema", "momentum", "alpha", "pct_start"),
+        (_below_1, "a number from 0 to below 1"),
+    ),
+}
+
+
+def _check(name: str, value: Any) -> None:
+    fits, wanted = VALUES.get(name) or VALUES[name.rpartition(".")[2]]
+    if not fits(value):
+        raise RecipeError(f"{name} is {value!r}; expected {wanted}")
+    if name == "model" and value not in models.names():
+        raise RecipeError(_unknown(f"model {value!r}", value, models.names()))
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"no {what}; {hint}There are: {', '.join(known)}"
