@@ -163,7 +163,8 @@ SECTIONS = ("optimizer", "schedule", "warm_up", "augment")
 
 def names() -> list[str]:
     """List the package's recipes."""
-    return sorted(f.name.removesuffix(".toml") for f in _folder().iterdir())
+    found = (file.name for file in files(__package__).iterdir())
+    return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml"))
 
 
 def load(name: str) -> Recipe:
@@ -188,7 +189,7 @@ def text(name: str) -> str:
             f"no recipe {name!r}; {hint}There are: {', '.join(names())}, "
             "and your own: the path of a .toml file"
         )
-    return (_folder() / f"{name}.toml").read_text(encoding="utf-8")
+    return (files(__package__) / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def parse(setting: str) -> dict[str, Any]:
@@ -202,10 +203,6 @@ def parse(setting: str) -> dict[str, Any]:
         with contextlib.suppress(tomllib.TOMLDecodeError):
             return tomllib.loads(text)
     raise RecipeError(f"{setting!r} is no setting; expected KEY=VALUE, such as optimizer.lr=0.1")
-
-
-def _folder() -> Any:
-    return files(__package__) / "recipes"
 
 
 def _parameters(section: str, settings: Settings) -> dict[str, bool]:
