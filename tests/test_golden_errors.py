@@ -37,10 +37,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("golden")
     (folder / "notes.txt").write_text("not a picture")
     (folder / "empty").mkdir()
-    config = train.run.configure(
-        "quick", {"": {"model": "softmax", "epochs": 1}}, images=50, backend="numpy"
-    )
-    train.run.start(folder / "run", config)
+    command = f"train --model softmax --epochs 1 --images 50 --out {folder / 'run'} --backend numpy"
+    cli.app(shlex.split(command), standalone_mode=False)
     whole = (folder / "run" / "last.safetensors").read_bytes()
     (folder / "broken.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     for i, (name, shade) in enumerate((name, shade) for name in "ab" for shade in (0, 255)):

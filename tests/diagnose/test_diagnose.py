@@ -319,7 +319,7 @@ def test_a_residual_net_responds_less_than_its_plain_twin():
     for name in ("resnet20", "plain20"):
         model = build(name)
         optimizer = sgd(model, 0.05)
-        for x, y in batches(epochs=3, images=SMALL):
+        for x, y in batches(epochs=2, images=SMALL):
             train.train_step(model.train(), optimizer, x, y)
         means[name] = np.mean([r.std for r in diagnose.layer_responses(model, SMALL)])
     assert means["resnet20"] < means["plain20"]
