@@ -10,7 +10,7 @@ endif
 .NOTPARALLEL:
 
 train: .venv/with-test  ## a short training on the built-in shapes, no download
-	$(BIN)/python examples/05_resnet_cifar10.py --images 4000 --epochs 5
+	$(BIN)/python -m tinygrad_cnn train
 
 # Two processes with one BLAS thread each: threads that wait for each other spin, and the tests' matrices
 # are too small to share.

@@ -40,18 +40,27 @@ def test_python_blocks_run(document):
     exec("\n".join(blocks(document, "python")), {"__name__": document})
 
 
-def commands():
-    """Give the shell commands of the README; make is what runs these tests."""
-    lines = "".join(blocks("README.md", "sh")).splitlines()
-    return [line.split("#")[0].strip() for line in lines if not line.startswith("make")]
+def scripts():
+    """Give the README's shell commands; make is what runs these tests.
+
+    A block about a run is one script: its commands use what those before them left.
+    """
+    for block in blocks("README.md", "sh"):
+        if "runs/" in block:
+            yield block
+        elif not block.startswith("make"):
+            yield from block.splitlines()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the blocks are for a POSIX shell")
-@pytest.mark.parametrize("command", commands())
-def test_shell_blocks_run(command):
+@pytest.mark.parametrize("script", scripts(), ids=lambda script: script.split("\n")[0])
+def test_shell_blocks_run(script, tmp_path):
+    """Each runs in an empty folder, beside the examples."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run(command, shell=True, check=True, cwd=ROOT, env={**os.environ, "PATH": path})
+    environment = {**os.environ, "PATH": path}
+    subprocess.run(["sh", "-ec", script], check=True, cwd=tmp_path, env=environment)
 
 
 def test_make_targets_exist():

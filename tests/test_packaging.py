@@ -182,6 +182,15 @@ def test_every_package_is_shipped():
     assert {*PROJECT["tool"]["setuptools"]["packages"]} == packages
 
 
+def test_the_recipes_are_shipped():
+    """As package data, which setuptools takes by pattern, one for all packages."""
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["*"]
+    recipes = {*(ROOT / "tinygrad_cnn" / "train").rglob("*.toml")}
+    shipped = {p for pattern in patterns for p in (ROOT / "tinygrad_cnn" / "train").glob(pattern)}
+    assert len(recipes) >= 2
+    assert recipes <= shipped
+
+
 def test_the_link_to_backends_is_relative():
     link = ROOT / "tinygrad_cnn" / "backends"  # where a checkout has no links, a file that names it
     target = link.readlink().as_posix() if link.is_symlink() else link.read_text(encoding="utf-8")

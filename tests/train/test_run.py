@@ -153,6 +153,7 @@ def test_a_folder_with_a_run_is_refused(tmp_path):
 def test_wrong_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"lenet5 takes images \(1, 32, 32\), but those of shapes"):
         run.start(tmp_path / "run", config(model="lenet5"))
+    assert not (tmp_path / "run").exists()
 
 
 # ---- going on ----

@@ -34,7 +34,7 @@ app.command("selftest", rich_help_panel=LOOKING)(looking.selftest)
 
 
 @app.callback()
-def options(
+def before_the_command(
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
 ) -> None:
     """Read the options that stand before the command."""

@@ -24,14 +24,18 @@ class RunFolder:
         self.curves, self.confusion = path / "curves.png", path / "confusion.png"
         self.mistakes = path / "mistakes.png"
 
-    def create(self) -> None:
-        """Make the folder; one that already has a run is refused."""
+    def refuse_taken(self) -> None:
+        """Refuse a folder that already has a run."""
         if self.config.exists():
             raise FolderTaken(
                 f"{self.path} already has a run; go on with it (--resume {self.path}) "
                 "or choose another --out"
             )
+
+    def create(self, config: Mapping[str, Any]) -> None:
+        """Make the folder, with what the run in it is."""
         self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.config, config)
 
     @property
     def chosen(self) -> Path:

@@ -84,10 +84,8 @@ def start(folder: Path, config: Config, **settings: Any) -> dict[str, Any]:
     """Train in a new folder; gives the contents of result.json. Settings are those of `train`."""
     config = replace(config, backend=backends.get(config.backend).name)
     run = RunFolder(folder)
-    train_set, test_set = open_data(config)
-    run.create()
-    files.write_json(run.config, config.to_dict())
-    return train(run, config, train_set, test_set, **settings)
+    run.refuse_taken()
+    return train(run, config, *open_data(config), **settings)
 
 
 def check_resumable(
@@ -127,8 +125,7 @@ def resume(folder: Path, *, data_dir: Path | None = None, **settings: Any) -> di
     if run.result.exists():
         print(f"the run in {folder} is finished")
         return files.read_json(run.result)
-    train_set, test_set = open_data(config.on(None, data_dir))
-    return train(run, config, train_set, test_set, **settings)
+    return train(run, config, *open_data(config.on(None, data_dir)), **settings)
 
 
 def read_config(folder: Path) -> Config:
@@ -172,19 +169,24 @@ def train(
         trainer, keeper = build(run, config, train_set)
         keeper.every = checkpoint_every
         trainer.callbacks += callbacks
-        go_on(run, config, trainer)
+        if run.config.exists():
+            go_on(run, config, trainer)
+        else:
+            run.create(config.to_dict())
         print(_opening(run, config, trainer), flush=True)
-        try:
-            with heeded(trainer):
-                trainer.run()
-        except Interrupted as interrupted:
-            keeper.save(trainer)
-            raise Stopped(
-                trainer.interrupt,
-                f"{interrupted} by {trainer.interrupt.name}; to go on: "
-                f"tinygrad-cnn train --resume {run.path}",
-            ) from None
+        _train_or_stop(run, trainer, keeper)
         return finish(run, config, trainer, test_set)
+
+
+def _train_or_stop(run: RunFolder, trainer: Trainer, keeper: Checkpoints) -> None:
+    try:
+        with heeded(trainer):
+            trainer.run()
+    except Interrupted as interrupted:
+        keeper.save(trainer)
+        by: signal.Signals = trainer.interrupt
+        how = f"to go on: tinygrad-cnn train --resume {run.path}"
+        raise Stopped(by, f"{interrupted} by {by.name}; {how}") from None
 
 
 def build(run: RunFolder, config: Config, train_set: data.Dataset) -> tuple[Trainer, Checkpoints]:
