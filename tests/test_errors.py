@@ -205,7 +205,7 @@ VALUE_ERRORS = {
     f"pad: got (1,) for x (3, 10); {END}": lambda: F.pad(ROWS, (1,)),
     f"pad: got (1, -1) for x (3, 10); {END}": lambda: F.pad(ROWS, (1, -1)),
     f"pad: got (0, 0, 0, 0, 1, 1) for x (3, 10); {END}": lambda: F.pad(ROWS, [0, 0, 0, 0, 1, 1]),
-    "item: this tensor has 30 values; expected exactly one": ROWS.item,
+    "item: (3, 10) is no single value; call .sum() or .mean() first": ROWS.item,
     # gradients
     f"backward: {UNRECORDED}": ROWS.sum().backward,
     f"grad: {UNRECORDED}": lambda: tg.grad(leaf().sum(), ROWS),

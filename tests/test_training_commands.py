@@ -18,6 +18,7 @@ import tinygrad_cnn as tg
 from tinygrad_cnn import cli, data, models, train
 from tinygrad_cnn.cli import options
 from tinygrad_cnn.train import recipe
+from tinygrad_cnn.train.config import read_config
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and terminals as POSIX has them")
 
@@ -110,7 +111,7 @@ def test_options_change_the_recipe(run, tmp_path):
         *TINY, "--batch-size", 50, "--lr", 0.5, "--seed", 3, "--set", "ema=0.9", "--set",
         "schedule.name=constant", "--threads", 1, "--out", "here", "--recipe", "paper",
     )[0] == 0  # fmt: skip
-    config = train.run.read_config(tmp_path / "here")
+    config = read_config(tmp_path / "here")
     expected = recipe.load("paper").override(
         {"model": "softmax", "epochs": 1, "batch_size": 50, "ema": 0.9,
          "optimizer": {"lr": 0.5}, "schedule": {"name": "constant"}}

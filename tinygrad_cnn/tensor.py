@@ -121,7 +121,7 @@ class Tensor(ForeignLibraries, Variable):
     def item(self) -> float:
         """Give the only value as a Python number."""
         if self.size != 1:
-            raise ValueError(f"item: this tensor has {self.size} values; expected exactly one")
+            raise ValueError(f"item: {self.shape} is no single value; call .sum() or .mean() first")
         return self.numpy().item()
 
     def detach(self) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 from small_run import Small
 
 from tinygrad_cnn import data, models
-from tinygrad_cnn.train import run
+from tinygrad_cnn.train import Config, run
 from tinygrad_cnn.train.recipe import Recipe
 
 RECIPE = {
@@ -26,7 +26,7 @@ def main(folder: Path, every: int) -> None:
     if (folder / "config.json").exists():
         run.resume(folder, checkpoint_every=every)
     else:
-        config = run.Config(Recipe.from_dict(RECIPE), validation=50, backend="numpy")
+        config = Config(Recipe.from_dict(RECIPE), validation=50, backend="numpy")
         run.start(folder, config, checkpoint_every=every)
 
 

@@ -21,6 +21,7 @@ from small_run import Small
 import tinygrad_cnn as tg
 from tinygrad_cnn import data, models, report, train
 from tinygrad_cnn.train import checkpoint, run
+from tinygrad_cnn.train.config import check_resumable
 from tinygrad_cnn.train.recipe import Recipe, RecipeError
 
 HERE = Path(__file__).parent
@@ -40,7 +41,7 @@ def _small_images(monkeypatch):
 
 def config(*, validation=50, **changes):
     recipe = Recipe.from_dict(RECIPE).override({"epochs": 2, **changes})
-    return run.Config(recipe, validation=validation, backend="numpy")
+    return train.Config(recipe, validation=validation, backend="numpy")
 
 
 def stop_at(step):
@@ -73,7 +74,7 @@ def test_what_a_run_leaves(tmp_path):
     history = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in history] == [13, 26]
     told = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert run.Config.from_dict(told) == config()
+    assert train.Config.from_dict(told) == config()
 
 
 def test_the_test_images_are_looked_at_once(tmp_path, monkeypatch):
@@ -254,9 +255,9 @@ def test_options_that_contradict_are_named(tmp_path, choices, overrides, message
     with pytest.raises(train.Stopped):
         run.start(tmp_path, config(), callbacks=[stop_at(1)])
     with pytest.raises(RecipeError, match=message):
-        run.check_resumable(tmp_path, choices, overrides)
+        check_resumable(tmp_path, choices, overrides)
     same = {"data": "shapes", "seed": 0, "recipe_name": "quick", "validation": 50}
-    run.check_resumable(tmp_path, same, {"--lr 0.05": {"optimizer": {"lr": 0.05}}})
+    check_resumable(tmp_path, same, {"--lr 0.05": {"optimizer": {"lr": 0.05}}})
 
 
 def test_a_changed_configuration_is_noticed(tmp_path):
@@ -265,6 +266,34 @@ def test_a_changed_configuration_is_noticed(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(replace(config(), seed=5).to_dict()))
     with pytest.raises(RecipeError, match=r"config\.json has been changed since the checkpoint"):
         run.resume(tmp_path)
+
+
+def test_other_images_are_noticed(tmp_path, monkeypatch):
+    with pytest.raises(train.Stopped):
+        run.start(tmp_path, config(), callbacks=[stop_at(1)])
+    more = data.shapes(300), data.shapes(50, train=False)
+    monkeypatch.setattr(run, "open_data", lambda config: more)
+    with pytest.raises(RecipeError, match="began with images 200, but now it is 250; put back"):
+        run.resume(tmp_path)
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    checkpoint.save(tmp_path / "x.safetensors", {"a": np.zeros(3)}, {"step": 1})
+    with pytest.raises(
+        train.CheckpointError, match=r"x\.safetensors lacks 'classes'; was it saved"
+    ):
+        train.Trained.load(tmp_path / "x.safetensors")
+
+
+def test_threads_are_remembered(tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(run, "set_threads", lambda n, backend: used.append(n))
+    with pytest.raises(train.Stopped):
+        run.start(tmp_path, replace(config(), threads=2), callbacks=[stop_at(1)])
+    with pytest.raises(train.Stopped):
+        run.resume(tmp_path, callbacks=[stop_at(2)])
+    run.resume(tmp_path, threads=1)
+    assert used == [2, 2, 1]
 
 
 # ---- killed ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -162,7 +163,7 @@ def test_the_average_is_what_is_measured():
     held_out = make_loader(30, 10, shuffle=False)
     trainer = make(ema=0.99, validation=held_out)
     *_, last = trainer.run()
-    assert trainer.best_model is trainer.average.model
+    assert trainer.eval_model is trainer.average.model
     assert last["validation_loss"] == train.evaluate(trainer.average.model, held_out.epoch(0)).loss
     assert last["validation_loss"] != train.evaluate(trainer.model, held_out.epoch(0)).loss
 
@@ -245,6 +246,26 @@ def test_going_on_is_as_never_stopped(step):
     assert second.state_dict()["facts"] == whole.state_dict()["facts"]
 
 
+def test_validation_can_be_interrupted():
+    """The epoch isn't over then, and is measured when the run goes on."""
+    held_out = make_loader(30, 10, shuffle=False)
+    trainer, measured = make(steps=3, validation=held_out), []
+
+    def stop(module, args, y):
+        if not module.training:
+            measured.append(len(y))
+            trainer.interrupt = signal.SIGINT
+
+    remove = trainer.model.register_forward_hook(stop)
+    with pytest.raises(train.Interrupted):
+        trainer.run()
+    assert (measured, trainer.step, trainer.epoch, trainer.history) == ([10], 3, 0, [])
+    remove()
+    trainer.interrupt = None
+    (record,) = trainer.run()
+    assert (record["step"], record["validation_loss"] is None) == (3, False)
+
+
 def test_a_state_is_a_copy():
     trainer = make()
     state = trainer.state_dict()
@@ -270,3 +291,17 @@ def test_a_signal_is_heeded_after_the_step(number):
     with signals.heeded(trainer):
         signal.raise_signal(number)
         assert signal.getsignal(number) is before
+
+
+def test_only_the_main_thread_heeds_signals():
+    """In another one, Python allows no handler; the run goes on without."""
+    handlers = []
+
+    def work():
+        with tg.use_backend("numpy"), signals.heeded(make()):
+            handlers.append(signal.getsignal(signal.SIGINT))
+
+    before, thread = signal.getsignal(signal.SIGINT), threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert handlers == [before]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-import importlib
+import importlib.util
 import math
 import re
 import tracemalloc
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tinygrad_cnn import data, models, optim, train
 from tinygrad_cnn.autograd import Node
 from tinygrad_cnn.data import rng_at
 from tinygrad_cnn.random import generator
+from tinygrad_cnn.train import progress
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 on_every_backend = pytest.mark.usefixtures("backend")
@@ -108,6 +110,26 @@ def test_fit_is_reproducible_bit_for_bit():
     assert same(state, same_state)
     assert first == again
     assert not same(state, fitted(seed=1)[1])  # same weights to begin with: the order differs
+
+
+def trained(steps, *, state=None):
+    """Train a small model to some step, from the beginning or from a state; give the new state."""
+    model = small()
+    loader = make_loader(augment=data.random_crop_and_flip)
+    trainer = train.Trainer(model, sgd(model, nesterov=True), loader, steps=steps, ema=0.9)
+    if state:
+        trainer.load_state_dict(state)
+    trainer.run()
+    return trainer.state_dict()
+
+
+@on_every_backend
+def test_going_on_is_bit_for_bit():
+    half, whole = trained(3), trained(6)
+    again = trained(6, state=half)
+    assert same(again["arrays"], whole["arrays"])
+    assert again["facts"] == whole["facts"]
+    assert not same(half["arrays"], whole["arrays"])
 
 
 @on_numpy
@@ -222,6 +244,15 @@ def test_outside_a_terminal_an_epoch_is_one_plain_line(capsys):
             rf"epoch {epoch}/2: {measured}; held out: {measured}; \d+ images/s, loader {number}%"
         )
         assert re.fullmatch(pattern, line), line
+
+
+@pytest.mark.parametrize("widgets", [False, True])
+def test_a_notebook_gets_a_live_line_if_it_can(monkeypatch, widgets):
+    """It needs ipywidgets, without which rich warns at every line; then the lines are plain."""
+    found = importlib.util.find_spec("json") if widgets else None
+    monkeypatch.setattr(progress, "find_spec", {"ipywidgets": found}.get)
+    assert progress._is_live(SimpleNamespace(is_jupyter=True)) == widgets
+    assert not progress._is_live(SimpleNamespace(is_jupyter=False))
 
 
 # ---- memory ----

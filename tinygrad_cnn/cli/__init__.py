@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import data, looking, training
+from . import data, diagnose, looking, runs, training
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,10 +27,19 @@ app.command(rich_help_panel=TRAINING, epilog=training.TRAIN_EXAMPLES)(training.t
 app.command(rich_help_panel=TRAINING, epilog=training.EVALUATE_EXAMPLES)(training.evaluate)
 app.command(rich_help_panel=TRAINING, epilog=training.PREDICT_EXAMPLES)(training.predict)
 app.command(rich_help_panel=TRAINING)(training.recipes)
+app.command(rich_help_panel=TRAINING, epilog=runs.EXAMPLES)(runs.compare)
 app.command("data", rich_help_panel=LOOKING, epilog=data.EXAMPLES)(data.show_data)
 app.command("models", rich_help_panel=LOOKING)(looking.list_models)
+app.command(rich_help_panel=LOOKING, epilog=looking.SUMMARY_EXAMPLES)(looking.summary)
 app.command("backends", rich_help_panel=LOOKING)(looking.list_backends)
 app.command("selftest", rich_help_panel=LOOKING)(looking.selftest)
+checks = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help=diagnose.HELP)
+for check in (
+    diagnose.initial_loss, diagnose.overfit, diagnose.lr_range, diagnose.dead_relus,
+    diagnose.update_ratios, diagnose.responses,
+):  # fmt: skip
+    checks.command()(check)
+app.add_typer(checks, name="diagnose", rich_help_panel=LOOKING)
 
 
 @app.callback()

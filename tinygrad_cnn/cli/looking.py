@@ -1,4 +1,4 @@
-"""Commands that show what there is: selftest, models, backends."""
+"""Commands that show what there is: selftest, models, summary, backends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import tinygrad_cnn as tg
 
 from .. import models, nn
 from ..backends.geometry import conv2d_settings
-from .options import BackendOption, chosen
+from .options import BackendOption, chosen, complete_model
+from .table import print_table, quantity
 
 
 def selftest(backend: BackendOption = None) -> None:
@@ -26,6 +27,53 @@ def selftest(backend: BackendOption = None) -> None:
         print(f"{result.op:24} {result.checks:3d} checks {result.seconds:6.2f} s  {verdict}")
     print(f"{failed} ops failed" if failed else "all ops passed")
     raise typer.Exit(1 if failed else 0)
+
+
+SUMMARY_EXAMPLES = """\
+Examples:
+
+* `tinygrad-cnn summary resnet20`
+* `tinygrad-cnn summary resnet20 --input 3,64,64 --classes 100 --batch-size 128`
+"""
+
+
+def summary(
+    model: Annotated[str, typer.Argument(help="A network's name.", autocompletion=complete_model)],
+    input: Annotated[
+        str | None, typer.Option(metavar="C,H,W", help="Size of an image; default: the network's.")
+    ] = None,
+    classes: Annotated[int, typer.Option(help="Number of classes.", min=1)] = 10,
+    batch_size: Annotated[int, typer.Option(help="Images whose memory to add up.", min=1)] = 1,
+) -> None:
+    """Show each layer's output, parameters, multiply-accumulates and memory, for one image.
+
+    MACs are those of convolutions and matrix products. "made" is the memory of the output; "kept"
+    is what the recorded graph holds on to until backward, measured on a real forward pass and
+    counted where it is first kept.
+    """
+    from ..summary import summarize
+
+    found = summarize(models.build(model, classes), _image_shape(input))
+    rows = [
+        [row.path or "(model)", row.kind, "x".join(map(str, row.output)), f"{row.parameters:,}",
+         f"{row.macs:,}", f"{row.made:,}", f"{row.kept:,}"]
+        for row in found.rows
+    ]  # fmt: skip
+    headers = ["layer", "type", "output", "parameters", "MACs", "made (B)", "kept (B)"]
+    print_table(headers, rows, words=2)
+    print(
+        f"{found.parameters:,} parameters, {quantity(4 * found.parameters, 'B')}; "
+        f"{quantity(found.macs)} MACs an image; activations of {batch_size}: "
+        f"{quantity(batch_size * found.made, 'B')} made, "
+        f"{quantity(batch_size * found.kept, 'B')} kept for backward"
+    )
+
+
+def _image_shape(text: str | None) -> tuple[int, ...] | None:
+    sizes = [] if text is None else text.split(",")
+    if text is not None and (len(sizes) != 3 or not all(s.strip().isdigit() for s in sizes)):
+        raise typer.BadParameter(f"--input is {text!r}; expected C,H,W such as 3,32,32")
+    return tuple(map(int, sizes)) or None
 
 
 def list_models() -> None:

@@ -149,22 +149,23 @@ def train(
     Ctrl-C ends at a checkpoint, from which --resume goes on. The folder of the run holds the
     checkpoints, the history of loss and accuracy, and in the end the result on the test images.
     """
-    from ..train import run
+    from ..train import config, run
 
     overrides = _overrides(settings or [], model, epochs, batch_size, lr)
     choices: dict[str, Any] = dict(
         data=data, images=images, validation=validation, seed=seed, backend=backend
     )
     choices = {name: value for name, value in choices.items() if value is not None}
-    how: dict[str, Any] = dict(threads=threads, checkpoint_every=checkpoint_every)
     if resume is None:
-        config = run.configure(recipe or "quick", overrides, data_dir=data_dir, **choices)
-        folder = out or run.new_folder(config)
-        result = run.start(folder, config, **how)
+        choices |= dict(data_dir=data_dir, threads=threads)
+        chosen = config.configure(recipe or "quick", overrides, **choices)
+        folder = out or run.new_folder(chosen)
+        result = run.start(folder, chosen, checkpoint_every=checkpoint_every)
     else:
         folder = resume
         choices |= {n: v for n, v in dict(recipe_name=recipe, out=out).items() if v is not None}
-        run.check_resumable(folder, choices, overrides)
+        config.check_resumable(folder, choices, overrides)
+        how: dict[str, Any] = dict(threads=threads, checkpoint_every=checkpoint_every)
         result = run.resume(folder, data_dir=data_dir, **how)
     _tell(folder, result)
 
@@ -206,7 +207,7 @@ def evaluate(
 
     with tg.use_backend(_set_up(backend, threads)):
         trained = train.Trained.load(checkpoint)
-        config = run.Config.from_dict(trained.facts["config"])
+        config = train.Config.from_dict(trained.facts["config"])
         _, test_set = run.open_data(config.on(data, data_dir))
         metrics, _ = trained.evaluate(test_set)
     print(f"{config.recipe.model} on {len(test_set):,} test images of {test_set.name}:")

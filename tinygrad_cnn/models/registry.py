@@ -17,6 +17,13 @@ class Classifier(nn.Module):
     image_shape: tuple[int, int, int] = (3, 32, 32)  # (C, H, W)
     loss: Callable[..., Tensor] = staticmethod(F.cross_entropy)
 
+    def __call__(self, x: Any, *args: Any, **settings: Any) -> Any:
+        """Score images, a Tensor (N, *image_shape)."""
+        if not isinstance(x, Tensor):
+            kind = f"{type(self).__name__}: got {type(x).__name__}"
+            raise TypeError(f"{kind}; expected a Tensor of images (N, C, H, W): tg.tensor(...)")
+        return super().__call__(x, *args, **settings)
+
 
 _builders: dict[str, Callable[..., Classifier]] = {}
 

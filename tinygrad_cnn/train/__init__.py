@@ -3,10 +3,11 @@
 from .averaging import WeightAverage
 from .callbacks import Checkpoints, Diverged, Plot, StopAtNaN
 from .checkpoint import CheckpointError
+from .config import Config
 from .loop import Metrics, compute_gradients, evaluate, train_step
 from .progress import Progress
 from .recipe import Recipe, RecipeError
-from .run import Config, Stopped, resume, start
+from .run import Stopped, resume, start
 from .trained import Trained
 from .trainer import Callback, Interrupted, Trainer, fit
 

@@ -42,7 +42,9 @@ def save(path: Path, arrays: Mapping[str, Any], facts: Facts, *, keep: Path | No
 def load(path: Path) -> tuple[Arrays, Facts]:
     """Read a checkpoint's arrays and facts; CheckpointError if it isn't as it was saved."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
+        raise CheckpointError(
+            f"{path}: there is no such file; expected a run's folder or a .safetensors file of one"
+        )
     arrays, entry = _read(path)
     stated, _, text = entry.partition(" ")
     if hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() != stated:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from .. import backends, data, models, report
 from ..backends.threads import set_threads
 from . import folder as files
 from .callbacks import Checkpoints, Plot, StopAtNaN
+from .config import Config, read_config
 from .folder import RunFolder
 from .progress import Progress
-from .recipe import Recipe, RecipeError, load
+from .recipe import Recipe, RecipeError
 from .signals import heeded
 from .trained import Trained
 from .trainer import Interrupted, Trainer
@@ -29,48 +30,6 @@ class Stopped(RuntimeError):
     def __init__(self, number: signal.Signals, message: str) -> None:
         super().__init__(message)
         self.exit_status = 128 + number
-
-
-@dataclass(frozen=True)
-class Config:
-    """All that decides a run's outcome; `recipe_name` and `data_dir` say where things came from."""
-
-    recipe: Recipe
-    recipe_name: str = "quick"
-    data: str = "shapes"
-    data_dir: str | None = None
-    images: int | None = None  # take only the first so many for training, a fifth of that to test
-    validation: int = 0  # of these, images held out
-    seed: int = 0
-    backend: str = "auto"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give what from_dict reads."""
-        return {**vars(self), "recipe": self.recipe.to_dict()}
-
-    def on(self, data: str | None, data_dir: Path | None) -> Config:
-        """Give the same with other data, all of it, or with the same data from another place."""
-        place = self.data_dir if data_dir is None else str(data_dir)
-        if data in (None, self.data):
-            return replace(self, data_dir=place)
-        return replace(self, data=data, images=None, data_dir=None if data_dir is None else place)
-
-    @classmethod
-    def from_dict(cls, table: Mapping[str, Any]) -> Config:
-        """Read what to_dict gave."""
-        return cls(**{**table, "recipe": Recipe.from_dict(table["recipe"])})
-
-
-def configure(
-    recipe_name: str, overrides: Mapping[str, Mapping[str, Any]], *, data_dir: Path | None = None,
-    **choices: Any,
-) -> Config:  # fmt: skip
-    """Make a configuration from a recipe, changes to it by the options that ask for them, ..."""
-    recipe = load(recipe_name)
-    for change in overrides.values():
-        recipe = recipe.override(change)
-    folder = None if data_dir is None else str(data_dir)
-    return Config(recipe=recipe, recipe_name=recipe_name, data_dir=folder, **choices)
 
 
 def new_folder(config: Config) -> Path:
@@ -85,58 +44,22 @@ def start(folder: Path, config: Config, **settings: Any) -> dict[str, Any]:
     config = replace(config, backend=backends.get(config.backend).name)
     run = RunFolder(folder)
     run.refuse_taken()
-    return train(run, config, *open_data(config), **settings)
+    return train(run, config, *open_data(config), threads=config.threads, **settings)
 
 
-def check_resumable(
-    folder: Path, choices: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Refuse options that contradict what the run in a folder was started with."""
-    config = read_config(folder)
-    was: dict[str, Any] = {**vars(config), "out": folder}
-    for name, value in choices.items():
-        if value != was[name]:
-            option = f"--{name.removesuffix('_name')}"
-            raise _contradiction(f"{option} {value}", folder, was[name])
-    for option, change in overrides.items():
-        if config.recipe.override(change) != config.recipe:
-            raise _contradiction(option, folder, _before(config.recipe, change))
+def resume(
+    folder: Path, *, data_dir: Path | None = None, threads: int | None = None, **settings: Any
+) -> dict[str, Any]:
+    """Go on with the run in a folder from its newest checkpoint; gives result.json's contents.
 
-
-def _contradiction(option: str, folder: Path, was: Any) -> RecipeError:
-    return RecipeError(
-        f"{option} contradicts the run in {folder}, which has {was}; "
-        "leave the option out to go on, or start a new run with --out"
-    )
-
-
-def _before(recipe: Recipe, change: Mapping[str, Any]) -> Any:
-    """Look up what a recipe has where a change would change it."""
-    was: Any = recipe.to_dict()
-    while isinstance(change, dict) and isinstance(was, dict):
-        ((key, change),) = change.items()
-        was = was.get(key)
-    return was
-
-
-def resume(folder: Path, *, data_dir: Path | None = None, **settings: Any) -> dict[str, Any]:
-    """Go on with the run in a folder from its newest checkpoint; gives result.json's contents."""
+    The data may lie elsewhere now, and the number of threads may be another.
+    """
     run, config = RunFolder(folder), read_config(folder)
     if run.result.exists():
         print(f"the run in {folder} is finished")
         return files.read_json(run.result)
-    return train(run, config, *open_data(config.on(None, data_dir)), **settings)
-
-
-def read_config(folder: Path) -> Config:
-    """Read what the run in a folder was started with."""
-    path = RunFolder(folder).config
-    if not path.exists():
-        raise RecipeError(f"{folder} has no run (there is no config.json); start one with --out")
-    try:
-        return Config.from_dict(files.read_json(path))
-    except (ValueError, TypeError, KeyError) as error:
-        raise RecipeError(f"{path} is damaged: {error}; start again with another --out") from None
+    images = open_data(config.on(None, data_dir))
+    return train(run, config, *images, threads=threads or config.threads, **settings)
 
 
 def open_data(config: Config) -> tuple[data.Dataset, data.Dataset]:
@@ -166,9 +89,10 @@ def train(
     if threads is not None:
         set_threads(threads, backend)
     with backends.use_backend(backend):
-        trainer, keeper = build(run, config, train_set)
-        keeper.every = checkpoint_every
-        trainer.callbacks += callbacks
+        trainer = build(config, train_set)
+        keeper = _keeper(run, config, trainer, every=checkpoint_every)
+        plot = Plot(report.plot_curves, run.curves)
+        trainer.callbacks = [StopAtNaN(), Progress(), keeper, plot, *callbacks]
         if run.config.exists():
             go_on(run, config, trainer)
         else:
@@ -189,30 +113,36 @@ def _train_or_stop(run: RunFolder, trainer: Trainer, keeper: Checkpoints) -> Non
         raise Stopped(by, f"{interrupted} by {by.name}; {how}") from None
 
 
-def build(run: RunFolder, config: Config, train_set: data.Dataset) -> tuple[Trainer, Checkpoints]:
-    """Make the trainer that a configuration describes, and the callback that saves it."""
+def build(config: Config, train_set: data.Dataset) -> Trainer:
+    """Make the trainer that a configuration describes, without callbacks."""
     recipe, seed = config.recipe, config.seed
     train_set, aside = _split(train_set, config)
     statistics = data.channel_statistics(train_set.images, per_pixel_mean=recipe.per_pixel_mean)
     at: dict[str, Any] = dict(seed=seed, normalize=statistics, dtype=recipe.dtype)
-    held_out = data.Loader(aside, 200, shuffle=False, **at) if aside else None
     loader = data.Loader(train_set, recipe.batch_size, augment=recipe.build_augment(), **at)
     model = build_model(recipe, train_set, seed=seed)
     steps = recipe.total_steps(len(loader))
-    keeper = Checkpoints(
-        run,
-        about={"config": config.to_dict(), "classes": list(train_set.classes)},
-        arrays=dict(zip(("normalization.mean", "normalization.std"), statistics, strict=True)),
-    )
-    trainer = Trainer(
+    return Trainer(
         model, recipe.build_optimizer(model.parameters()), loader, steps=steps,
         schedule=recipe.build_schedule(steps),
-        validation=held_out,
+        validation=data.Loader(aside, 200, shuffle=False, **at) if aside else None,
         label_smoothing=recipe.label_smoothing, parts=recipe.accumulate, ema=recipe.ema,
         recipe=recipe,
-        callbacks=[StopAtNaN(), Progress(), keeper, Plot(report.plot_curves, run.curves)],
     )  # fmt: skip
-    return trainer, keeper
+
+
+def _keeper(run: RunFolder, config: Config, trainer: Trainer, *, every: int | None) -> Checkpoints:
+    """Make the callback that saves the trainer, and with it all that evaluation needs."""
+    mean, std = trainer.loader.statistics
+    about = {"config": config.to_dict(), **_data_facts(trainer)}
+    arrays = {"normalization.mean": mean, "normalization.std": std}
+    return Checkpoints(run, about=about, arrays=arrays, every=every)
+
+
+def _data_facts(trainer: Trainer) -> dict[str, Any]:
+    """Tell what the training images are, so that others are noticed."""
+    images = trainer.loader.dataset
+    return {"data": images.name, "images": len(images), "classes": list(images.classes)}
 
 
 def _split(dataset: data.Dataset, config: Config) -> tuple[data.Dataset, data.Dataset | None]:
@@ -243,6 +173,12 @@ def go_on(run: RunFolder, config: Config, trainer: Trainer) -> None:
     arrays, facts = found
     if Config.from_dict(facts["config"]) != config:
         raise RecipeError(f"{run.config} has been changed since the checkpoint; put it back")
+    for name, now in _data_facts(trainer).items():
+        if facts[name] != now:
+            raise RecipeError(
+                f"the run began with {name} {facts[name]}, but now it is {now}; "
+                "put back what was there, or start a new run with --out"
+            )
     trainer.load_state_dict({"arrays": arrays, "facts": facts})
     trainer.timings = files.read_lines(run.timings)[: len(trainer.history)]
     files.write_lines(run.history, trainer.history)

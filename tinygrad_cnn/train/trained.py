@@ -30,16 +30,19 @@ class Trained:
         self.facts, self.classes = facts, facts["classes"]
         self.statistics = arrays["normalization.mean"], arrays["normalization.std"]
         self.dtype = facts["config"]["recipe"]["dtype"]
-        model = models.build(facts["config"]["recipe"]["model"], classes=len(self.classes))
-        model.astype(self.dtype)
-        model.load_state_dict(under("average.", arrays) or under("model.", arrays))
-        folded: Any = nn.fold_batch_norm(model.to(backends.current()))
+        folded: Any = nn.fold_batch_norm(rebuild(arrays, facts))
         self.model: Classifier = folded
 
     @classmethod
     def load(cls, path: Path) -> Trained:
         """Read a checkpoint; a run's folder stands for its best one, or else its last."""
-        return cls(*checkpoint.load(RunFolder(path).chosen if path.is_dir() else path))
+        path = RunFolder(path).chosen if path.is_dir() else path
+        try:
+            return cls(*checkpoint.load(path))
+        except KeyError as error:
+            raise checkpoint.CheckpointError(
+                f"{path} lacks {error}; was it saved by a run?"
+            ) from None
 
     def evaluate(self, dataset: data.Dataset, *, batch_size: int = 200) -> tuple[Metrics, Array]:
         """Measure loss and accuracy on a data set; gives also the probabilities (n, classes)."""
@@ -60,6 +63,15 @@ class Trained:
         with no_grad():
             x = data.normalize(images, *self.statistics, dtype=self.dtype)
             return _softmax(self.model(Tensor(x)).numpy())
+
+
+def rebuild(arrays: checkpoint.Arrays, facts: checkpoint.Facts) -> Classifier:
+    """Build a checkpoint's model as it was trained, with its average's weights if it has one."""
+    recipe = facts["config"]["recipe"]
+    model = models.build(recipe["model"], classes=len(facts["classes"]))
+    model.astype(recipe["dtype"]).to(backends.current())
+    model.load_state_dict(under("average.", arrays) or under("model.", arrays))
+    return model
 
 
 def _softmax(scores: Array) -> Array:

@@ -127,7 +127,7 @@ class Trainer:
         return self.optimizer.lr
 
     @property
-    def best_model(self) -> Classifier:
+    def eval_model(self) -> Classifier:
         """The averaged model if there is one, else the trained one."""
         return self.average.model if self.average else self.model
 
@@ -168,7 +168,7 @@ class Trainer:
         self.metrics.add(self.last_loss, scores, targets)
 
     def _close_epoch(self) -> None:
-        held_out = self.validation and evaluate(self.best_model, self.validation.epoch(0))
+        held_out = self._validate()
         self.epoch += 1
         record = {
             "epoch": self.epoch, "step": self.step, "lr": self.lr,
@@ -181,6 +181,12 @@ class Trainer:
         self.metrics, self.pace = Metrics(), Pace()
         self._tell("on_epoch", record)
         self._heed_interrupt()
+
+    def _validate(self) -> Metrics | None:
+        if self.validation is None:
+            return None
+        batches = self.validation.epoch(0)
+        return evaluate(self.eval_model, batches, watch=lambda scores: self._heed_interrupt())
 
     def _tell(self, moment: str, *args: Any) -> None:
         for callback in self.callbacks:
