@@ -54,7 +54,7 @@ def scripts():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the blocks are for a POSIX shell")
-@pytest.mark.parametrize("script", scripts(), ids=lambda script: script.split("\n")[0])
+@pytest.mark.parametrize("script", [*scripts()], ids=lambda script: script.split("\n")[0])
 def test_shell_blocks_run(script, tmp_path):
     """Each runs in an empty folder, beside the examples."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
