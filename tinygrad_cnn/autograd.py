@@ -300,11 +300,11 @@ def _call_vjps(node: Node, g: Any, needs: list[bool], waiting: Waiting) -> Seque
     ]
 
 
-def _extras(v: Vjp, y: Any, parent: Node, waiting: Waiting) -> dict[str, Any]:
+def _extras(v: Vjp, y: Any, parent: Node | None, waiting: Waiting) -> dict[str, Any]:
     """Give a vjp the output, and what to add its result to, if it has a parameter for them."""
     extras = {"y": y} if _uses_output(v) else {}
     if "plus" in _parameters(v) and not recording.get():
-        extras["plus"] = waiting.pop(parent, None)
+        extras["plus"] = waiting.pop(parent, None)  # type: ignore[arg-type]
     return extras
 
 
