@@ -169,7 +169,7 @@ def _record(name: str, inputs: list[Any], vjps: Any, output: Any, broadcasts: bo
         node.vjps = [v if x.node else None for v, x in zip(vjps, inputs, strict=True)]
         kept = [v for v in node.vjps if v]
     used = list(_captured(kept))
-    if any(_uses_output(v) for v in kept):
+    if any("y" in _parameters(v) for v in kept):
         node.output = output.constant(output.data)
         used.append(output)
     node.saved = [(x.version, x.version[0], x.shape) for x in used]
@@ -186,10 +186,6 @@ def _check_count(given: Sequence[Any], inputs: Sequence[Any], name: str) -> None
 
 def _parameters(vjp: Vjp) -> tuple[str, ...]:
     return vjp.__code__.co_varnames[: vjp.__code__.co_argcount]
-
-
-def _uses_output(vjp: Vjp) -> bool:
-    return "y" in _parameters(vjp)
 
 
 def _captured(vjps: Iterable[Vjp]) -> Iterator[Variable]:
@@ -293,7 +289,7 @@ def _call_vjps(node: Node, g: Any, needs: list[bool], waiting: Waiting) -> Seque
         y = y.constant(y.data)
         y.node = node  # so that the output, too, can be differentiated
     if callable(node.vjps):
-        return node.vjps(g, needs, y) if _uses_output(node.vjps) else node.vjps(g, needs)
+        return node.vjps(g, needs, **_extras(node.vjps, y, None, waiting))
     calls = zip(node.vjps, node.parents, needs, strict=True)
     return [
         v(g, **_extras(v, y, parent, waiting)) if needed else None for v, parent, needed in calls
@@ -302,7 +298,7 @@ def _call_vjps(node: Node, g: Any, needs: list[bool], waiting: Waiting) -> Seque
 
 def _extras(v: Vjp, y: Any, parent: Node | None, waiting: Waiting) -> dict[str, Any]:
     """Give a vjp the output, and what to add its result to, if it has a parameter for them."""
-    extras = {"y": y} if _uses_output(v) else {}
+    extras = {"y": y} if "y" in _parameters(v) else {}
     if "plus" in _parameters(v) and not recording.get():
         extras["plus"] = waiting.pop(parent, None)  # type: ignore[arg-type]
     return extras

@@ -167,16 +167,8 @@ class Tensor(ForeignLibraries, Variable):
 
     def lift(self, value: Any, *, op: str) -> Tensor:
         """Turn an operand of `op` into a tensor of this backend and dtype, or refuse it."""
-        if isinstance(value, numpy.ndarray) and not value.ndim:
-            value = value[()]  # NumPy makes an array of its number in np.float64(1) < t
-        if isinstance(value, int | float | numpy.bool | numpy.integer | numpy.floating):
-            return self._lift_number(value, op)
-        if isinstance(value, numpy.ndarray):
-            value = Tensor(value, backend=self.backend)
         if not isinstance(value, Tensor):
-            raise TypeError(
-                f"{op}: got {type(value).__name__}; expected a Tensor, a NumPy array or a number"
-            )
+            value = self._made_of(value, op)
         if value.backend is not self.backend:
             raise BackendMismatch(
                 f"{op} got tensors on {self.backend.name!r} and {value.backend.name!r}; "
@@ -188,7 +180,15 @@ class Tensor(ForeignLibraries, Variable):
             )
         return value
 
-    def _lift_number(self, value: Any, op: str) -> Tensor:
+    def _made_of(self, value: Any, op: str) -> Tensor:
+        if isinstance(value, numpy.ndarray):
+            if value.ndim:
+                return Tensor(value, backend=self.backend)
+            value = value[()]  # NumPy makes an array of its number in np.float64(1) < t
+        if not isinstance(value, int | float | numpy.bool | numpy.integer | numpy.floating):
+            raise TypeError(
+                f"{op}: got {type(value).__name__}; expected a Tensor, a NumPy array or a number"
+            )
         array = numpy.asarray(value).astype(self.dtype)
         if self.dtype.kind != "f" and array != value:
             raise TypeError(f"{op}: {value} can't be held as {self.dtype}; use .astype(...) first")
@@ -196,7 +196,10 @@ class Tensor(ForeignLibraries, Variable):
 
     def constant(self, array: Array) -> Tensor:
         """Wrap an array of this backend, unrecorded."""
-        return Tensor(array, backend=self.backend)
+        twin = object.__new__(Tensor)  # every op does this: __init__ has too many questions
+        twin._data, twin.backend, twin.grad = self.backend.asarray(array), self.backend, None
+        twin.version, twin.node = [0], None
+        return twin
 
     def add_in_place(self, other: Variable) -> None:
         """Add to this tensor's own array, unrecorded."""

@@ -124,31 +124,34 @@ def fetch(a, first, count, tiles, f, write):
             prefetch(a, i, 0)
 
 
-@kernel("void(float32[::1], float32[::1], UniTuple(intp, 6))")
-def transform_filters(w, u, places):
-    """u [36][O/WIDTH][C][WIDTH] = G w G^T.
+@njit
+def transform_filters(w, places, C, O, vector, patch, u):
+    """Transform a vector of filters, of all inputs, to u [36][O/WIDTH][C][WIDTH].
 
     A filter begins at w[first + c * c_step + o * o_step]; its nine weights are `tap` apart.
     """
-    C, O, c_step, o_step, first, tap = places
-    for vector in prange(O // LANES):
-        patch = numpy.empty(PATCH, numpy.float32)
-        o = intp(vector) * LANES
-        for c in range(C):
-            panel = o // WIDTH * WIDTH * C + c * WIDTH + o % WIDTH
-            weights = c * c_step + o * o_step + first
-            transform_filter(w, weights, o_step, tap, patch, u, panel, C * O)
+    c_step, o_step, first, tap = places
+    o = vector * LANES
+    for c in range(C):
+        at = o // WIDTH * WIDTH * C + c * WIDTH + o % WIDTH
+        corner = first + c * c_step + o * o_step
+        transform_filter(w, corner, o_step, tap, patch, u, at, C * O)
 
 
 @kernel(
-    "void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1],"
-    "UniTuple(intp, 9), intp)"
+    "void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1], float32[::1],"
+    "UniTuple(intp, 9), UniTuple(intp, 4), intp)"
 )
-def convolve(x, u, y, plus, space, shape, block):
-    """y (N, H', W', O) = x (N, H, W, C) convolved with u's filters, and `plus` unless empty."""
+def convolve(x, w, u, y, plus, space, shape, places, block):
+    """y (N, H', W', O) = x (N, H, W, C) convolved with w, and `plus` unless that is empty.
+
+    `places` says how the filters lie in w; they are transformed to u first.
+    """
     C, O, tiles = shape[3], shape[6], count_tiles(shape)[0]
     v_plane, m_plane = block * C + PLANE, block * O + PLANE
     share = PATCH + F * (v_plane + m_plane)
+    for vector in prange(O // LANES):
+        transform_filters(w, places, C, O, intp(vector), space[get_thread_id() * share :], u)
     for b in prange((tiles + block - 1) // block):
         patch = space[get_thread_id() * share :]
         v = patch[PATCH:]
@@ -179,11 +182,22 @@ def add_transposed_product(v, vi, tiles, C, d, di, O, u, ui, c_start, c_end):
             store_tile(u, at, O, tile, ROWS)
 
 
+@njit
+def transform_filter_gradients(u, parts, C, O, vector, patch, dw):
+    """Transform the sum of the parts of u [parts][36][C][O] to a vector of filters of dw."""
+    o = vector * LANES
+    for c in range(C):
+        transform_filter_gradient(
+            u, c * O + o, C * O, F * C * O, parts, patch, dw, (o * C + c) * 9, 9 * C
+        )
+
+
 @kernel(
-    "void(float32[::1], float32[::1], float32[::1], float32[::1], UniTuple(intp, 9), intp, intp)"
+    "void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1],"
+    "UniTuple(intp, 9), intp, intp)"
 )
-def correlate(x, g, u, space, shape, block, parts):
-    """u [parts][36][C][O]: sums over the tiles of a part of the batch."""
+def correlate(x, g, u, dw, space, shape, block, parts):
+    """dw (O, C, 3, 3) = x correlated with g; u [parts][36][C][O] has the sums of each part."""
     C, O, tiles = shape[3], shape[6], count_tiles(shape)[0]
     v_plane, d_plane = block * C + PLANE, block * O + PLANE
     share = PATCH + F * (v_plane + d_plane)
@@ -202,14 +216,17 @@ def correlate(x, g, u, space, shape, block, parts):
                 fetch(g, first + block, block, tiles, f, 0)
                 mine = (part * F + f) * C * O
                 add_transposed_product(v, f * v_plane, count, C, d, f * d_plane, O, u, mine, 0, C)
+    for vector in prange(O // LANES):
+        patch = space[get_thread_id() * share :]
+        transform_filter_gradients(u, parts, C, O, intp(vector), patch, dw)
 
 
 @kernel(
     "void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1], float32[::1],"
-    "UniTuple(intp, 9), intp)"
+    "float32[::1], UniTuple(intp, 9), intp)"
 )
-def correlate_at_once(x, g, u, space, v, d, shape, block):
-    """u [36][C][O]: the same with all tiles in memory, for filters larger than the images."""
+def correlate_at_once(x, g, u, dw, space, v, d, shape, block):
+    """Do the same with all tiles in memory, for filters that are larger than the images."""
     C, O, tiles = shape[3], shape[6], count_tiles(shape)[0]
     v_plane, d_plane = tiles * C + PLANE, tiles * O + PLANE
     for b in prange((tiles + block - 1) // block):
@@ -226,18 +243,9 @@ def correlate_at_once(x, g, u, space, v, d, shape, block):
         add_transposed_product(
             v, f * v_plane, tiles, C, d, f * d_plane, O, u, f * C * O, start, start + WIDTH
         )
-
-
-@kernel("void(float32[::1], float32[::1], intp, intp, intp)")
-def transform_filter_gradients(u, dw, C, O, parts):
-    """dw (O, C, 3, 3) = G^T (sum of the parts of u) G."""
     for vector in prange(O // LANES):
-        patch = numpy.empty(PATCH, numpy.float32)
-        o = intp(vector) * LANES
-        for c in range(C):
-            transform_filter_gradient(
-                u, c * O + o, C * O, F * C * O, parts, patch, dw, (o * C + c) * 9, 9 * C
-            )
+        patch = space[get_thread_id() * PATCH :]
+        transform_filter_gradients(u, 1, C, O, intp(vector), patch, dw)
 
 
 # ---- a convolution and its gradients ----
@@ -248,30 +256,28 @@ def conv2d(x: Array, w: Array, *, padding: Padding, **at: Any) -> Array:
     O, C, _, _ = w.shape
     (top, bottom), (left, right) = padding
     out = x.shape[2] + top + bottom - 2, x.shape[3] + left + right - 2
-    return _convolve(x, w, (C, O, 9, 9 * C, 0, 1), out=out, corner=(top, left))
+    return _convolve(x, w, O, places=(9, 9 * C, 0, 1), out=out, corner=(top, left))
 
 
 def conv2d_input_grad(
     g: Array, w: Array, *, x_shape: Shape, padding: Padding, plus: Array = None, **at: Any
 ) -> Array:
     """Gradient with respect to x, and `plus` if given: g (N, O, H', W') -> (N, C, H, W)."""
-    O, C, _, _ = w.shape
-    (top, _), (left, _) = padding
-    turned = (O, C, 9 * C, 9, 8, -1)  # from the last of the nine weights to the first
-    return _convolve(g, w, turned, out=x_shape[2:], corner=(2 - top, 2 - left), plus=plus)
+    C, (top, _), (left, _) = w.shape[1], *padding
+    turned = (9 * C, 9, 8, -1)  # from the last of the nine weights to the first
+    corner = 2 - top, 2 - left
+    return _convolve(g, w, C, places=turned, out=x_shape[2:], corner=corner, plus=plus)
 
 
 def _convolve(
-    x: Array, w: Array, places: tuple[int, ...], *, out: tuple[int, ...], corner: tuple[int, int],
-    plus: Array = None,
+    x: Array, w: Array, O: int, *, places: tuple[int, ...], out: tuple[int, ...],
+    corner: tuple[int, int], plus: Array = None,
 ) -> Array:  # fmt: skip
-    (N, C, H, W), O = x.shape, places[1]
-    u = aligned(F * C * O)
-    transform_filters(flat(w.reshape(O, -1)), u, places)
-    y, block = aligned(N * out[0] * out[1] * O), tiles_per_block(C, O)
-    space = scratch(PATCH + F * (block * (C + O) + 2 * PLANE))
-    added = y[:0] if plus is None else flat(plus)
-    convolve(flat(x), u, y, added, space, (N, H, W, C, *out, O, *corner), block)
+    N, C, H, W = x.shape
+    u, y = aligned(F * C * O), aligned(N * out[0] * out[1] * O)
+    block, added = tiles_per_block(C, O), y[:0] if plus is None else flat(plus)
+    space, shape = _space(block, C, O), (N, H, W, C, *out, O, *corner)
+    convolve(flat(x), flat(w.reshape(-1)), u, y, added, space, shape, places, block)
     return nchw(y.reshape(N, *out, O))
 
 
@@ -280,17 +286,20 @@ def conv2d_weight_grad(g: Array, x: Array, *, w_shape: Shape, padding: Padding, 
     (N, C, H, W), (_, O, H_out, W_out) = x.shape, g.shape
     shape = (N, H, W, C, H_out, W_out, O, padding[0][0], padding[1][0])
     tiles, parts = N * -(-H_out // 4) * -(-W_out // 4), parts_of_batch(C, O)
-    if parts * C * O >= tiles * (C + O):
-        parts, u = 1, aligned(F * C * O)
-        v, d = aligned(F * (tiles * C + PLANE)), aligned(F * (tiles * O + PLANE))
-        correlate_at_once(flat(x), flat(g), u, scratch(PATCH), v, d, shape, ROWS)
-    else:
-        u, block = aligned(parts * F * C * O), tiles_per_block(C, O)
-        space = scratch(PATCH + F * (block * (C + O) + 2 * PLANE))
-        correlate(flat(x), flat(g), u, space, shape, block, parts)
     dw = numpy.empty(w_shape, numpy.float32)
-    transform_filter_gradients(u, dw.reshape(-1), C, O, parts)
+    arrays = flat(x), flat(g), aligned(parts * F * C * O), dw.reshape(-1)
+    if parts * C * O >= tiles * (C + O):
+        v, d = aligned(F * (tiles * C + PLANE)), aligned(F * (tiles * O + PLANE))
+        correlate_at_once(*arrays, scratch(PATCH), v, d, shape, ROWS)
+    else:
+        block = tiles_per_block(C, O)
+        correlate(*arrays, _space(block, C, O), shape, block, parts)
     return dw
+
+
+def _space(block: int, C: int, O: int) -> Array:
+    """Give every thread room for the transformed tiles of a block."""
+    return scratch(PATCH + F * (block * (C + O) + 2 * PLANE))
 
 
 def tiles_per_block(C: int, O: int) -> int:
@@ -300,5 +309,8 @@ def tiles_per_block(C: int, O: int) -> int:
 
 
 def parts_of_batch(C: int, O: int) -> int:
-    """Cut the batch into so many parts that their sums, 36 C O floats each, fill a megabyte."""
-    return min(max(2**18 // (F * C * O), 4), 16)
+    """Cut the batch into so many parts that their sums, 36 C O floats each, fill two megabytes.
+
+    4, 8 or 16 parts: few threads share them evenly.
+    """
+    return next((n for n in (16, 8) if n * F * C * O <= 2**19), 4)

@@ -49,16 +49,11 @@ def getitem(x, *, index):
 def index_add(g, *, index, shape):
     """Add g into zeros of `shape` at `index`: the adjoint of getitem."""
     x = g.backend.zeros(shape, g.dtype)
-    if is_basic(index):
+    if all(part is None or part is ... or isinstance(part, int | slice) for part in index):
         x[index] = g.data
     else:  # an index array may name a place twice
         g.backend.xp.add.at(x, index, g.data)
     return x, (lambda h: h[index],)
-
-
-def is_basic(index):
-    """Tell whether an index names each place at most once: integers, slices, None and Ellipsis."""
-    return all(part is None or part is ... or isinstance(part, int | slice) for part in index)
 
 
 @op
