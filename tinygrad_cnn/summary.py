@@ -143,10 +143,11 @@ def held(node: Any) -> Iterator[Any]:
 
 def _captured(function: FunctionType) -> Iterator[Any]:
     for cell in function.__closure__ or ():
-        value = cell.cell_contents
-        if isinstance(value, Tensor):
-            yield value.data
-        elif isinstance(value, FunctionType):
-            yield from _captured(value)
-        elif hasattr(value, "nbytes"):
-            yield value
+        settings = cell.cell_contents
+        for value in settings.values() if isinstance(settings, dict) else [settings]:
+            if isinstance(value, Tensor):
+                yield value.data
+            elif isinstance(value, FunctionType):
+                yield from _captured(value)
+            elif hasattr(value, "nbytes"):
+                yield value
