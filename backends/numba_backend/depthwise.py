@@ -20,7 +20,7 @@ from numba import njit, prange
 
 from ..base import Array
 from ..geometry import Padding, Pair, Shape, output_size
-from .arrays import empty, images
+from .arrays import empty, flat, images
 from .compiler import kernel
 from .host import LANES
 from .parts import bounds, number_of_parts
@@ -143,7 +143,7 @@ def conv2d_weight_grad(g: Array, x: Array, *, w_shape: Shape, **at: Any) -> Arra
 
 def _weights(w: Array) -> Array:
     """Arrange w (C, 1, kh, kw) as [tap][C]."""
-    return w.transpose(2, 3, 1, 0).reshape(-1)
+    return flat(w.transpose(2, 3, 1, 0).reshape(-1))
 
 
 def _window(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,6 +178,18 @@ def test_the_gradient_that_waits_is_added(module, stride, groups):
     np.testing.assert_array_equal(plus, kept)
 
 
+@pytest.mark.parametrize("module", [winograd, direct, grouped, depthwise])
+def test_filters_may_lie_in_any_way(module):
+    """Backwards, with gaps, not to be written."""
+    side, groups = 3 if module is winograd else 1, {grouped: 2, depthwise: 16}.get(module, 1)
+    rng, at = np.random.default_rng(0), ONE | dict(groups=groups)
+    x = images(rng, 1, 16, 5, 4)
+    w = rng.standard_normal((16, 16 // groups, side, 2 * side)).astype(np.float32)[::-1, ..., ::2]
+    w.flags.writeable = False
+    g = images(rng, *NUMPY.conv2d(x, w, **at).shape)
+    assert max(errors(results(module, x, w, g, **at), exact(x, w, g, **at))) < 2e-5
+
+
 def test_scratch_memory_has_no_say(monkeypatch):
     """What an earlier kernel left there, NaN at worst, must not be seen."""
 
@@ -248,6 +261,26 @@ def test_the_papers_matrices_make_a_convolution():
     np.testing.assert_allclose(y, direct)
 
 
+# ---- other CPUs ----
+
+NARROWER = pytest.mark.skipif(
+    not host.ISA.startswith("AVX"), reason="the CPU has no AVX, which is to be left out"
+)
+
+
+@NARROWER
+@pytest.mark.slow
+@pytest.mark.parametrize("cpu", ["haswell", "nehalem"])
+def test_the_code_for_narrower_vectors(cpu):
+    """AVX2's 8 floats and SSE's 4, by the tests of the vocabulary and of any geometry."""
+    tests = [Path(__file__).with_name("test_numba_simd.py"), __file__, "-k", "simd or any_"]
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests],
+        env={**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": ""},
+        check=True,
+    )
+
+
 # ---- promises about whole runs ----
 
 
@@ -315,7 +348,7 @@ for n in 1, 2, 3:
 """
 
 
-def test_any_number_of_threads_gives_the_same_bits():
+def test_the_number_of_threads_does_not_change_a_bit():
     environment = {**os.environ, "NUMBA_NUM_THREADS": "3", "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, "-c", DIGESTS]
     digests = subprocess.check_output(command, env=environment, text=True).split()
