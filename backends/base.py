@@ -140,6 +140,10 @@ class Backend:
         values = numpy.frompyfunc(math.erf, 1, 1)(self.to_numpy(x))
         return self.asarray(numpy.asarray(values, dtype=x.dtype))
 
+    def matmul(self, x: Array, y: Array) -> Array:
+        """x @ y for matrices and stacks of matrices."""
+        return x @ y
+
     # ---- convolution ----
     # A convolution is a sum of kh*kw shifted 1x1 convolutions, each one a matrix product over the
     # channels. Its two gradients are the two transposes of the same sum.

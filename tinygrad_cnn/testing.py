@@ -173,18 +173,21 @@ def image_batches(
 
 
 @strategy
-def conv2d_cases(draw: Any, dtype: Any = "float64", channels: Any = None) -> Any:
+def conv2d_cases(
+    draw: Any, dtype: Any = "float64", channels: Any = None, groups: Any = None
+) -> Any:
     """Draw (x, w, settings), as functional.conv2d takes them, of any legal convolution.
 
-    Strided, dilated, grouped, depthwise, "same", over empty batches. `channels` draws how many
-    channels, and how many filters, one group has.
+    Strided, dilated, grouped, depthwise, "same", over empty batches. `groups` draws how many groups
+    there are, `channels` how many channels, and how many filters, one group has.
     """
+    groups = draw(st.integers(1, 3) if groups is None else groups)
     channels = st.integers(1, 3) if channels is None else channels
     kernel, dilation = draw(pairs(1, 4)), draw(pairs(1, 3))
     stride = draw(st.one_of(st.just((1, 1)), pairs(1, 5)))
     named = ["valid", "same"] if stride == (1, 1) else ["valid"]  # "same": asymmetric if even
     padding = draw(st.one_of(pairs(0, 3), st.sampled_from(named)))
-    groups, c, o = draw(st.integers(1, 3)), draw(channels), draw(channels)
+    c, o = draw(channels), draw(channels)
     pads = conv_padding(padding, kernel=kernel, stride=stride, dilation=dilation)
     reach = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
     size = _sizes(reach, tuple(map(sum, pads)))

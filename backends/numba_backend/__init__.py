@@ -20,6 +20,7 @@ from ..base import BackendUnavailable
 from ..geometry import Pair, Shape
 from ..numpy_backend import NumpyBackend
 from .allocator import keep_freed_memory
+from .product import number_of_bands
 
 Shapes = tuple[Shape, ...]
 FLOATS = frozenset(map(numpy.dtype, ("float32", "float64")))
@@ -74,10 +75,25 @@ def _ungrouped(shapes: Shapes, *, groups: int, **settings: Any) -> bool:
     return groups == 1
 
 
+def _depthwise(shapes: Shapes, **settings: Any) -> bool:
+    o, c, *_ = _filters(shapes, settings)
+    return c == 1 and o == settings["groups"] and o % 16 == 0
+
+
+def _wide_groups(shapes: Shapes, **settings: Any) -> bool:
+    return _filters(shapes, settings)[1] >= 4
+
+
+def _large_matrices(shapes: Shapes, **settings: Any) -> bool:
+    return all(len(shape) == 2 for shape in shapes) and number_of_bands(*shapes) > 1
+
+
 def _convolutions(kernel: str) -> dict[str, tuple[Path, ...]]:
     return {kernel: (
         Path("winograd", "winograd", _winograd, SINGLE),
         Path("direct", "direct", _ungrouped, SINGLE),
+        Path("depthwise", "depthwise", _depthwise, SINGLE),
+        Path("grouped", "grouped", _wide_groups, SINGLE),
     )}  # fmt: skip
 
 
@@ -86,6 +102,7 @@ PATHS: dict[str, tuple[Path, ...]] = {
     **_convolutions("conv2d"),
     **_convolutions("conv2d_input_grad"),
     **_convolutions("conv2d_weight_grad"),
+    "matmul": (Path("threaded", "product", _large_matrices),),
     "add": (Path("compiled", "pointwise", _same_images),),
     "relu": (Path("compiled", "pointwise", _same_images),),
     "relu_grad": (Path("compiled", "pointwise", _same_images),),

@@ -13,6 +13,9 @@ A tap is one element of the kernel. With its row and column left open, one loop 
                                       odd row,  even column   taps (0, 1), (2, 1)
                                       odd row,  odd column    the four corners
 
+Another loop is its transpose, the gradient with respect to w: products of what a tap reads with the
+pixels of dy, summed over fixed parts of the batch, whatever the number of threads.
+
 Taps that are neighbours in a row read one *run* of floats, channels and pixels alike. Three taps of
 three channels are then a product of depth 9: so the first layer of a network is quick, too.
 
@@ -49,7 +52,10 @@ BAND = 8  # rows of y that share a copy of the rows of x which they read
 
 @njit
 def copy_padded(x, image, shape, y0, rows, x0, columns, to, place):
-    """Copy pixels (y0, x0) to (y0 + rows, x0 + columns) of x[image], zeros where there are none."""
+    """Copy pixels (y0, x0) to (y0 + rows, x0 + columns) of an image, zeros where there are none.
+
+    Its first float is x[image]; the copy's is to[place].
+    """
     H, W, C = shape
     start, end = max(x0, 0), min(x0 + columns, W)
     for r in range(rows):
@@ -63,93 +69,90 @@ def copy_padded(x, image, shape, y0, rows, x0, columns, to, place):
         clear(to, line + (end - x0) * C, (x0 + columns - end) * C)
 
 
+@njit
+def prefetch_row(x, start, stop):
+    """Ask for the pixels x[start:stop], which are needed soon."""
+    for i in range(start, min(stop, len(x)), WIDTH):
+        prefetch(x, i, 0)
+
+
 @kernel(
-    "void(float32[::1], float32[::1], float32[::1], float32[::1], intp[::1], UniTuple(intp, 4),"
-    "UniTuple(intp, 7), UniTuple(intp, 6))"
+    "void(float32[::1], float32[::1], float32[::1], float32[::1], intp, intp[:, ::1],"
+    "UniTuple(intp, 4), UniTuple(intp, 7), UniTuple(intp, 6))"
 )
-def convolve(x, w, y, space, runs, x_shape, places, window):
+def convolve(x, w, y, space, share, runs, x_shape, pixels, window):
     """Sum over all runs; w is [O/WIDTH][floats of all runs][WIDTH], a run (row, first, length).
 
-    `places` says which pixels of y are computed: rows and columns, then in floats the width of a
-    pixel, the step to the next image, to the first pixel, to the next row and to the next column.
+    `pixels` says which ones of y are computed: rows, columns and channels; then, in floats, the
+    place of the first, the step to the next image, to the next row and to the next column.
+    A thread has `share` floats of `space`.
     """
     N, H, W, C = x_shape
-    rows_out, columns_out, O, image, corner, down, across = places
+    rows, columns, O, corner, image, down, across = pixels
     sh, sw, top, left, height, width = window
-    columns = (columns_out - 1) * sw + width
-    bands = (rows_out + BAND - 1) // BAND
-    depth = len(w) // O
-    share = ((BAND - 1) * sh + height) * columns * C + ROWS * sw * C
+    copied = (columns - 1) * sw + width  # columns of x
+    line, depth = copied * C, len(w) // O
+    bands = (rows + BAND - 1) // BAND
     for b in prange(N * bands):
+        a = space[get_thread_id() * share :]
         n, band = divmod(intp(b), bands)
         first = band * BAND
-        count = min(BAND, rows_out - first)
-        a = space[get_thread_id() * share :]
-        rows = (count - 1) * sh + height
-        copy_padded(x, n * H * W * C, (H, W, C), first * sh + top, rows, left, columns, a, 0)
+        count = min(BAND, rows - first)
+        read = (count - 1) * sh + height
+        copy_padded(x, n * H * W * C, (H, W, C), first * sh + top, read, left, copied, a, 0)
         behind = (n * H + (first + count) * sh + top) * W * C
         for r in range(count):
-            for i in range(
-                behind + r * sh * W * C, min(behind + (r + 1) * sh * W * C, len(x)), WIDTH
-            ):
-                prefetch(x, i, 0)
-            start = n * image + corner + (first + r) * down
+            prefetch_row(x, behind + r * sh * W * C, behind + (r + 1) * sh * W * C)
+            start = corner + n * image + (first + r) * down
             for o in range(0, O, WIDTH):
-                for ox in range(0, columns_out, ROWS):
+                for ox in range(0, columns, ROWS):
                     tile, wi = zero_tile(), o * depth
-                    at = (r * sh * columns + ox * sw) * C
-                    for k in range(0, len(runs), 3):
-                        i = at + runs[k] * columns * C + runs[k + 1]
-                        tile = add_product(tile, a, i, sw * C, 1, w, wi, WIDTH, runs[k + 2])
-                        wi += runs[k + 2] * WIDTH
-                    store_tile(y, start + ox * across + o, across, tile, columns_out - ox)
+                    at = r * sh * line + ox * sw * C
+                    for k in range(len(runs)):
+                        ai, length = at + runs[k, 0] * line + runs[k, 1], runs[k, 2]
+                        tile = add_product(tile, a, ai, sw * C, 1, w, wi, WIDTH, length)
+                        wi += length * WIDTH
+                    store_tile(y, start + ox * across + o, across, tile, columns - ox)
 
 
 @kernel(
-    "void(float32[::1], float32[::1], float32[::1], float32[::1], intp[::1], UniTuple(intp, 4),"
-    "UniTuple(intp, 3), UniTuple(intp, 6), intp, intp, intp)"
+    "void(float32[::1], float32[::1], float32[::1], float32[::1], intp, intp[:, ::1],"
+    "UniTuple(intp, 4), UniTuple(intp, 3), UniTuple(intp, 6), intp, intp)"
 )
-def correlate(x, g, u, space, runs, x_shape, g_shape, window, depth, parts, together):
-    """u [parts][depth][O] = for each float of each run its products with g, summed over pixels.
+def correlate(x, g, u, space, share, runs, x_shape, g_shape, window, parts, together):
+    """u [parts][floats of all runs][O] = their products with g, summed over a part's pixels.
 
-    As many images are taken `together` as stay in the cache with their padding.
+    As many images are taken `together` as stay in the cache with their padding. u ends with ROWS
+    rows more: a tile is read in whole, though only its run's rows are written.
     """
     N, H, W, C = x_shape
-    rows_out, columns_out, O = g_shape
+    rows, columns, O = g_shape
     sh, sw, top, left, height, width = window
-    rows, columns = (rows_out - 1) * sh + height, (columns_out - 1) * sw + width
-    image, line = rows * columns * C, sh * columns * C
+    read, copied = (rows - 1) * sh + height, (columns - 1) * sw + width
+    line, image = copied * C, read * copied * C
+    size = (len(u) - ROWS * O) // parts
     for p in prange(parts):
-        part, a = intp(p), space[get_thread_id() * (together * image + ROWS) :]
-        clear(u, part * depth * O, depth * O)
+        a, part = space[get_thread_id() * share :], intp(p)
+        clear(u, part * size, size)
         end = N * (part + 1) // parts
         for first in range(N * part // parts, end, together):
             count = min(together, end - first)
             for m in range(count):
                 start = (first + m) * H * W * C
-                copy_padded(x, start, (H, W, C), top, rows, left, columns, a, m * image)
-            ui = part * depth * O
-            for k in range(0, len(runs), 3):
-                for i in range(0, runs[k + 2], ROWS):
-                    at = runs[k] * columns * C + runs[k + 1] + i
+                copy_padded(x, start, (H, W, C), top, read, left, copied, a, m * image)
+            ui = part * size
+            for k in range(len(runs)):
+                at, length = runs[k, 0] * line + runs[k, 1], runs[k, 2]
+                for i in range(0, length, ROWS):
                     for o in range(0, O, WIDTH):
                         tile = load_tile(u, ui + o, O)
-                        for y in range(count * rows_out):
-                            m, oy = divmod(y, rows_out)
-                            gi = (first * rows_out + y) * columns_out * O + o
-                            tile = add_product(
-                                tile,
-                                a,
-                                at + m * image + oy * line,
-                                1,
-                                sw * C,
-                                g,
-                                gi,
-                                O,
-                                columns_out,
-                            )
-                        store_tile(u, ui + o, O, tile, runs[k + 2] - i)
-                    ui += min(ROWS, runs[k + 2] - i) * O
+                        for y in range(count * rows):
+                            m, oy = divmod(y, rows)
+                            ai = at + i + m * image + oy * sh * line
+                            gi = (first * rows + y) * columns * O + o
+                            tile = add_product(tile, a, ai, 1, sw * C, g, gi, O, columns)
+                        store_tile(u, ui + o, O, tile, length - i)
+                    ui += min(ROWS, length - i) * O
 
 
 # ---- taps and runs ----
@@ -158,22 +161,30 @@ Tap = tuple[int, int]  # row, column
 
 
 def run_list(taps: Sequence[Tap], C: int) -> Array:
-    """Join the taps that are neighbours in a row: (row, first float, length) of each run."""
+    """Join the taps that are neighbours in a row: (row, first float, length) of each run.
+
+    >>> run_list([(0, 0), (0, 1), (0, 2), (1, 0), (1, 2)], C=3).tolist()
+    [[0, 0, 9], [1, 0, 3], [1, 6, 3]]
+    """
     runs: list[list[int]] = []
     for row, column in taps:
         if runs and runs[-1][0] == row and sum(runs[-1][1:]) == column * C:
             runs[-1][2] += C
         else:
             runs.append([row, column * C, C])
-    return numpy.array(runs, numpy.intp).reshape(-1)
+    return numpy.array(runs, numpy.intp).reshape(-1, 3)
 
 
-def window_of(taps: Sequence[Tap]) -> tuple[list[Tap], Tap, Tap]:
-    """Give taps from their window's corner on, the corner, and the window's size."""
+def window_of(taps: Sequence[Tap]) -> tuple[list[Tap], Tap, Pair]:
+    """Give the taps as seen from their window's corner, the corner, and the window's size.
+
+    >>> window_of([(-1, -1), (-1, 1), (1, -1), (1, 1)])
+    ([(0, 0), (0, 2), (2, 0), (2, 2)], (-1, -1), (3, 3))
+    """
     rows, columns = [row for row, _ in taps] or [0], [column for _, column in taps] or [0]
     top, left = min(rows), min(columns)
-    moved = [(row - top, column - left) for row, column in taps]
-    return moved, (top, left), (max(rows) - top + 1, max(columns) - left + 1)
+    seen = [(row - top, column - left) for row, column in taps]
+    return seen, (top, left), (max(rows) - top + 1, max(columns) - left + 1)
 
 
 def panels(w: Array) -> Array:
@@ -197,12 +208,10 @@ def conv2d(
     x: Array, w: Array, *, stride: Pair, padding: Padding, dilation: Pair, **at: Any
 ) -> Array:
     """Cross-correlate x (N, C, H, W) with w (O, C, kh, kw) -> (N, O, H', W')."""
-    O, C, *kernel = w.shape
-    out = output_size(
-        x.shape[2:], kernel=tuple(kernel), stride=stride, padding=padding, dilation=dilation
-    )
-    y = _empty(len(x), *out, O)
-    _sum_taps(x, _filters(w), _taps(kernel, padding, dilation), y, step_x=stride)
+    (N, _, *size), (O, _, *kernel) = x.shape, w.shape
+    out = output_size(size, kernel=kernel, stride=stride, padding=padding, dilation=dilation)
+    y = _empty(N, *out, O)
+    _sum_taps(x, _matrices(w), _taps(kernel, padding, dilation), y, stride=stride)
     return nchw(_narrowed(y, O))
 
 
@@ -211,18 +220,13 @@ def conv2d_input_grad(
     plus: Array = None, **at: Any,
 ) -> Array:  # fmt: skip
     """Gradient with respect to x, and `plus` if given: g (N, O, H', W') -> (N, C, H, W)."""
-    (N, C, H, W), (sh, sw) = x_shape, stride
-    dx, filters = _empty(N, H, W, C), _filters(w.swapaxes(0, 1))  # (taps, O, C)
-    # In reverse, so that the columns that a phase's taps read rise.
-    taps = list(enumerate(_taps(w.shape[2:], padding, dilation)))[::-1]
-    for y0, x0 in product(range(min(sh, H)), range(min(sw, W))):  # the phases
-        met = [
-            (t, ((y0 - row) // sh, (x0 - column) // sw))
-            for t, (row, column) in taps
-            if (y0 - row) % sh == 0 and (x0 - column) % sw == 0
-        ]
-        chosen = filters[[t for t, _ in met]]
-        _sum_taps(g, chosen, [tap for _, tap in met], dx, first_y=(y0, x0), step_y=stride)
+    N, C, H, W = x_shape
+    dx, matrices = _empty(N, H, W, C), _matrices(w.swapaxes(0, 1))  # (taps, O, C)
+    taps = _taps(w.shape[2:], padding, dilation)
+    for phase in product(range(min(stride[0], H)), range(min(stride[1], W))):
+        met = _taps_that_meet(phase, taps, stride)
+        pixels = dx[:, phase[0] :: stride[0], phase[1] :: stride[1]]
+        _sum_taps(g, matrices[[*met]], [*met.values()], dx, pixels)
     dx = nchw(_narrowed(dx, C))
     return dx if plus is None else add(dx, plus, out=dx)
 
@@ -234,18 +238,23 @@ def conv2d_weight_grad(
     """Gradient of conv2d with respect to w: g (N, O, H', W'), x (N, C, H, W) -> w's shape."""
     (N, C, H, W), (O, _, *kernel) = x.shape, w_shape
     taps, corner, size = window_of(_taps(kernel, padding, dilation))
-    depth, parts = C * len(taps), min(max(2**18 // (C * len(taps) * O), 4), 16)
-    g = _widened(g)
+    g, depth = _widened(g), C * len(taps)
+    parts = parts_of_batch(depth, O)
     rows, columns = ((n - 1) * s + k for n, s, k in zip(g.shape[1:3], stride, size, strict=True))
-    u = aligned((parts * depth + ROWS) * g.shape[3])  # tiles are read in whole
     together = max(1, 2**16 // (rows * columns * C))
-    space = scratch(together * rows * columns * C + ROWS)  # so are runs
+    share = together * rows * columns * C + ROWS  # a tile's rows may reach beyond a run
+    u = aligned((parts * depth + ROWS) * g.shape[3])
     correlate(
-        flat(x), g.reshape(-1), u, space, run_list(taps, C), (N, H, W, C), g.shape[1:],
-        (*stride, *corner, *size), depth, parts, together,
+        flat(x), g.reshape(-1), u, scratch(share), share, run_list(taps, C), (N, H, W, C),
+        g.shape[1:], (*stride, *corner, *size), parts, together,
     )  # fmt: skip
-    sums = u[: parts * depth * g.shape[3]].reshape(parts, *kernel, C, -1).sum(axis=0)
+    sums = u.reshape(-1, g.shape[3])[: parts * depth].reshape(parts, *kernel, C, -1).sum(axis=0)
     return numpy.ascontiguousarray(sums[..., :O].transpose(3, 2, 0, 1))
+
+
+def parts_of_batch(depth: int, O: int) -> int:
+    """Cut the batch into so many parts that their sums, depth * O floats each, fill a megabyte."""
+    return min(max(2**18 // (depth * O), 4), 16)
 
 
 def _taps(kernel: Sequence[int], padding: Padding, dilation: Pair) -> list[Tap]:
@@ -257,8 +266,23 @@ def _taps(kernel: Sequence[int], padding: Padding, dilation: Pair) -> list[Tap]:
     ]
 
 
-def _filters(w: Array) -> Array:
-    """Arrange w (O, C, kh, kw) as the matrices (taps, C, O)."""
+def _taps_that_meet(phase: Pair, taps: Sequence[Tap], stride: Pair) -> dict[int, Tap]:
+    """Select the taps that the pixels of a phase meet: their numbers, and where these read dy.
+
+    Tap (row, column) is at pixel (y, x) when dy is at ((y - row) / sh, (x - column) / sw).
+    """
+    met = {}
+    for t in reversed(range(len(taps))):  # so that the columns of dy rise, and join to runs
+        (row, beyond), (column, aside) = (
+            divmod(place - tap, s) for place, tap, s in zip(phase, taps[t], stride, strict=True)
+        )
+        if beyond == aside == 0:
+            met[t] = row, column
+    return met
+
+
+def _matrices(w: Array) -> Array:
+    """Arrange w (O, C, kh, kw) as a matrix for each tap: (taps, C, O)."""
     O, C, kh, kw = w.shape
     return w.transpose(2, 3, 1, 0).reshape(kh * kw, C, O)
 
@@ -284,22 +308,27 @@ def _widened(g: Array) -> Array:
 
 
 def _sum_taps(
-    x: Array, w: Array, taps: Sequence[Tap], y: Array, *, step_x: Pair = (1, 1),
-    first_y: Pair = (0, 0), step_y: Pair = (1, 1),
+    x: Array, w: Array, taps: Sequence[Tap], y: Array, pixels: Array = None, *,
+    stride: Pair = (1, 1),
 ) -> None:  # fmt: skip
-    """Fill the pixels first_y + step_y * (i, j) of y (N, H', W', O) with sums over taps.
+    """Fill y (N, H', W', O), or `pixels`, a view of it, with the sum over taps.
 
-    They read x (N, C, H, W) at step_x * (i, j) + tap, times that tap's matrix in w (taps, C, O).
+    Pixel (i, j) of the view reads x (N, C, H, W) at stride * (i, j) + tap, times the tap's matrix
+    of w (taps, C, O).
     """
     N, C, H, W = x.shape
-    _, H_y, W_y, O = y.shape
-    moved, corner, size = window_of(taps)
-    out = [len(range(f, n, s)) for f, n, s in zip(first_y, (H_y, W_y), step_y, strict=True)]
-    pixel = first_y[0] * W_y + first_y[1]
-    places = (*out, O, H_y * W_y * O, pixel * O, step_y[0] * W_y * O, step_y[1] * O)
-    columns = (out[1] - 1) * step_x[1] + size[1]
-    rows = (BAND - 1) * step_x[0] + size[0]
+    seen, corner, size = window_of(taps)
+    pixels = y if pixels is None else pixels
+    _, rows, columns, O = pixels.shape
+    first = (_address(pixels) - _address(y)) // y.itemsize
+    steps = (step // y.itemsize for step in pixels.strides[:3])
+    height, width = ((n - 1) * s + k for n, s, k in zip((BAND, columns), stride, size, strict=True))
+    share = (height * width + ROWS * stride[1]) * C  # a tile reads ROWS pixels, though y has less
     convolve(
-        flat(x), panels(w), y.reshape(-1), scratch((rows * columns + ROWS * step_x[1]) * C),
-        run_list(moved, C), (N, H, W, C), places, (*step_x, *corner, *size),
+        flat(x), panels(w), y.reshape(-1), scratch(share), share, run_list(seen, C), (N, H, W, C),
+        (rows, columns, O, first, *steps), (*stride, *corner, *size),
     )  # fmt: skip
+
+
+def _address(a: Array) -> int:
+    return a.__array_interface__["data"][0]

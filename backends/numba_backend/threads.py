@@ -42,6 +42,11 @@ def available() -> int:
     return int(config.NUMBA_NUM_THREADS)
 
 
+def number() -> int:
+    """Give the number of threads that kernels run on."""
+    return _wanted or available()
+
+
 def exclusive() -> AbstractContextManager[bool]:
     """Let one thread at a time run kernels: each uses all cores, and workqueue bears no two."""
     if _forked_from:

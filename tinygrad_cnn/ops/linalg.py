@@ -13,7 +13,7 @@ def matmul(x, y):
             f"matmul: got {x.shape} @ {y.shape}; expected (..., n, k) @ (..., k, m). "
             "A vector? v.reshape(1, -1) or v.reshape(-1, 1)"
         )
-    return x.data @ y.data, (
+    return x.backend.matmul(x.data, y.data), (
         lambda g: g @ y.transpose(-1, -2),
         lambda g: x.transpose(-1, -2) @ g,
     )
