@@ -18,7 +18,8 @@ from tinygrad_cnn.models.resnet import build_resnet, shortcut_a
 pytestmark = pytest.mark.usefixtures("backend")
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-every_name = pytest.mark.parametrize("name", [n for n in models.names() if n != "resnet1202"])
+DEEPEST = ("resnet1202", "preact_resnet1001")
+every_name = pytest.mark.parametrize("name", [n for n in models.names() if n not in DEEPEST])
 
 
 @pytest.fixture
@@ -84,6 +85,7 @@ def test_weights_belong_to_the_generator(name):
         (lambda: build_resnet(depth=21), "resnet: depth is 21; expected 6n + 2: 8, 14, 20, 26, 32"),
         (lambda: build_resnet(depth=23), "resnet: depth is 23; expected 6n + 2"),
         (lambda: build_resnet(depth=2), "resnet: depth is 2; expected 6n + 2"),
+        (lambda: build("resnet8", shortcut="a"), "resnet: shortcut is 'a'; expected 'A', 'B', 'C'"),
         (lambda: models.build("convnet", size=4), "shape (10, 0) is empty"),
         (lambda: models.build("mlp")(tg.ones(1, 3, 16, 16)), "linear: x is (1, 768)"),
     ],
@@ -105,11 +107,16 @@ def test_a_registered_model_is_built(monkeypatch):
 PARAMETERS = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962, 1202: 19_421_274}
 
 
-@pytest.mark.parametrize("residual", [True, False], ids=["resnet", "plain"])
+@pytest.mark.parametrize("shortcut", ["A", None], ids=["resnet", "plain"])
 @pytest.mark.parametrize("depth", PARAMETERS)
-def test_resnet_parameters(depth, residual):
+def test_resnet_parameters(depth, shortcut):
     """Option A's shortcuts have none, so the plain nets have as many."""
-    assert build_resnet(depth=depth, residual=residual).num_parameters() == PARAMETERS[depth]
+    assert build_resnet(depth=depth, shortcut=shortcut).num_parameters() == PARAMETERS[depth]
+
+
+@pytest.mark.parametrize(("shortcut", "parameters"), [("B", 272_474), ("C", 283_962)])
+def test_resnet20_parameters_with_projections(shortcut, parameters):
+    assert build("resnet20", shortcut=shortcut).num_parameters() == parameters
 
 
 # softmax: 3072 * 10 + 10; mlp and convnet: by hand from their widths.
@@ -200,12 +207,35 @@ def test_shortcut_a_puts_zero_channels_after():
 def test_a_block_without_weights_is_its_shortcut():
     """With the branch's last scale at 0 a residual block passes relu(x) on, a plain one nothing."""
     x, _ = noise(build("resnet8"))
-    block, plain = build("resnet8").layer1[0], build_resnet(depth=8, residual=False).layer1[0]
+    block, plain = build("resnet8").layer1[0], build_resnet(depth=8, shortcut=None).layer1[0]
     h = tg.concatenate([x] * 6, axis=1)[:, :16]
     for each in (block, plain):
         each.bn2.weight.data = np.zeros(16, np.float32)
     np.testing.assert_array_equal(block(h).numpy(), h.relu().numpy())
     assert not plain(h).numpy().any()
+
+
+@pytest.mark.parametrize(
+    ("option", "blocks"),
+    [
+        ("A", set()),
+        ("B", {"layer2.0", "layer3.0"}),
+        ("C", {f"layer{i}.{j}" for i in (1, 2, 3) for j in (0, 1)}),
+    ],
+)
+def test_options_project_where_section_4_1_says(option, blocks):
+    state = build_resnet(depth=14, shortcut=option).state_dict()
+    assert {key[: len("layer1.0")] for key in state if "shortcut" in key} == blocks
+
+
+@pytest.mark.parametrize("option", ["B", "C"])
+def test_a_projecting_block_is_its_equation(option):
+    """Figure 2: relu(F(x) + W x), both normalised."""
+    block = build_resnet(depth=8, shortcut=option).layer2[0].astype("float64")
+    x = tg.randn(3, 16, 6, 6, dtype="float64", rng=np.random.default_rng(0))
+    conv, bn = block.shortcut
+    branch = block.bn2(block.conv2(block.bn1(block.conv1(x)).relu()))
+    assert_close(block(x), (branch + bn(conv(x))).relu())
 
 
 def twins(peer, name):

@@ -78,8 +78,9 @@ def _image_shape(text: str | None) -> tuple[int, ...] | None:
 
 def list_models() -> None:
     """List the networks and how many parameters each has."""
+    width = max(map(len, models.names()))
     for name in models.names():
-        print(f"{name:12} {models.build(name).num_parameters():>12,} parameters")
+        print(f"{name:{width}} {models.build(name).num_parameters():>12,} parameters")
 
 
 def list_backends(
