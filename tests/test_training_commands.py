@@ -273,7 +273,7 @@ def test_the_command_line_is_light():
 
 MISTAKES = {
     "recipe": (["train", "--recipe", "papr"], 2, "no recipe 'papr'; did you mean 'paper'?"),
-    "model": (["train", "--model", "resnet21"], 2, "no model 'resnet21'; did you mean 'resnet"),
+    "model": (["train", "--model", "resnet21"], 2, "no model 'resnet21'; did you mean 'resnet20'?"),
     "set": (["train", "--set", "emma=1"], 2, "no setting emma; did you mean 'ema'?"),
     "no value": (["train", "--set", "ema"], 2, "'ema' is no setting; expected KEY=VALUE, such as"),
     "epochs": (["train", "--epochs", "0"], 2, "epochs is 0; expected a whole number, at least 1"),

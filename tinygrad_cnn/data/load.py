@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from difflib import get_close_matches
 
 import numpy as np
 
+from ..suggestion import suggestion
 from .archives import ARCHIVES
 from .cifar import cifar10, train_and_test, where
 from .dataset import Dataset
@@ -47,9 +47,8 @@ def check_name(name: str) -> None:
     kind, colon, path = name.partition(":")
     if name in NAMES[:-1] or (kind == "folder" and path):
         return
-    near = get_close_matches(kind + colon, ("folder:", *NAMES[:-1]), n=1)
-    hint = f"; did you mean {near[0].replace('folder:', 'folder:PATH')!r}?" if near else "."
-    raise ValueError(f"no data set {name!r}{hint} There are: {', '.join(NAMES)}")
+    typed = f"{kind}:PATH" if colon else name  # what the path is doesn't matter
+    raise ValueError(f"no data set {name!r}{suggestion(typed, NAMES)}")
 
 
 def load(
