@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
-from difflib import SequenceMatcher, get_close_matches
+from difflib import SequenceMatcher
+
+NEAR = 0.6  # difflib's own
 
 
 def suggestion(name: str, known: Collection[str]) -> str:
@@ -16,10 +17,9 @@ def suggestion(name: str, known: Collection[str]) -> str:
     "no model 'vgg'. There are: mlp"
     """
 
-    def likeness(candidate: str) -> tuple[float, int]:
-        beginning = len(os.path.commonprefix([candidate, name]))  # decides between equals
-        return SequenceMatcher(None, candidate, name).ratio(), beginning
+    def likeness(candidate: str) -> float:
+        return SequenceMatcher(None, candidate, name).ratio()
 
-    near = get_close_matches(name, known, n=max(1, len(known)))
-    hint = f"; did you mean {max(near, key=likeness)!r}?" if near else "."
+    nearest = max(known, key=likeness)  # of equals the first
+    hint = f"; did you mean {nearest!r}?" if likeness(nearest) >= NEAR else "."
     return f"{hint} There are: {', '.join(known)}"

@@ -321,7 +321,7 @@ def test_split_depends_on_the_seed_alone():
 
 @pytest.mark.parametrize("n_validation", [0, 50, -1])
 def test_split_leaves_no_part_empty(n_validation):
-    with pytest.raises(ValueError, match=f"n_validation is {n_validation}; expected 1 to 49 of 50"):
+    with pytest.raises(ValueError, match=f"hold out {n_validation} of 50 images; expected 1 to 49"):
         split(make_dataset(50), n_validation, seed=0)
 
 

@@ -310,5 +310,3 @@ def _check(name: str, value: Any) -> None:
         raise RecipeError(f"{name} is {value!r}; expected {wanted}")
     if name == "model" and value not in models.names():
         raise RecipeError(f"no model {value!r}{suggestion(value, models.names())}")
-
-

@@ -64,14 +64,7 @@ def resume(
 
 def open_data(config: Config) -> tuple[data.Dataset, data.Dataset]:
     """Give the run's images, to train (and to hold out) and to test."""
-    train_set, test_set = data.open_data(config.data, config.data_dir)
-    if config.images is None:
-        return train_set, test_set
-    return _first(train_set, config.images), _first(test_set, max(1, config.images // 5))
-
-
-def _first(dataset: data.Dataset, n: int) -> data.Dataset:
-    return dataset.subset(numpy.arange(min(n, len(dataset))))
+    return data.open_data(config.data, config.data_dir, images=config.images)
 
 
 def train(
@@ -96,7 +89,7 @@ def train(
         if run.config.exists():
             go_on(run, config, trainer)
         else:
-            run.create(config.to_dict())
+            files.write_json(run.config, config.to_dict())
         print(_opening(run, config, trainer), flush=True)
         _train_or_stop(run, trainer, keeper)
         return finish(run, config, trainer, test_set)
@@ -127,7 +120,6 @@ def build(config: Config, train_set: data.Dataset) -> Trainer:
         schedule=recipe.build_schedule(steps),
         validation=data.Loader(aside, 200, shuffle=False, **at) if aside else None,
         label_smoothing=recipe.label_smoothing, parts=recipe.accumulate, ema=recipe.ema,
-        recipe=recipe,
     )  # fmt: skip
 
 
