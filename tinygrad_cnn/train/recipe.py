@@ -17,12 +17,9 @@ import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-import numpy
 
 from .. import data, models, optim
 from ..suggestion import suggestion
@@ -150,12 +147,10 @@ class Recipe:
             optim.warm_up(schedule, **_in_steps(self.warm_up, steps)) if self.warm_up else schedule
         )
 
-    def build_augment(self) -> Callable[..., Any] | None:
+    def build_augment(self) -> data.RandomCropAndFlip | None:
         """Make the function that a loader's `augment` is, if there is anything to do."""
         pad, flip = self.augment.get("pad", 0), self.augment.get("flip", False)
-        if (pad, flip) == (4, True):
-            return data.random_crop_and_flip
-        return partial(_crop_and_flip, pad=pad, flip=flip) if pad or flip else None
+        return data.RandomCropAndFlip(pad, flip) if pad or flip else None
 
 
 SECTIONS = ("optimizer", "schedule", "warm_up", "augment")
@@ -217,12 +212,6 @@ def _parameters(section: str, settings: Settings) -> dict[str, bool]:
     if section == "warm_up":
         return dict.fromkeys(keys, False)
     return {"name": True, **keys, **({"lr": True} if section == "optimizer" else {})}
-
-
-def _crop_and_flip(x: Any, rng: numpy.random.Generator, *, pad: int, flip: bool) -> Any:
-    offsets = rng.integers(0, 2 * pad + 1, (len(x), 2))
-    flips = rng.random(len(x)) < (0.5 if flip else 0.0)
-    return data.crop_and_flip(x, offsets, flips, padding=pad)
 
 
 def _in_steps(settings: Settings, steps: int) -> Settings:
