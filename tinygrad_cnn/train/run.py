@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import signal
 from collections.abc import Sequence
@@ -33,18 +34,34 @@ class Stopped(RuntimeError):
 
 
 def new_folder(config: Config) -> Path:
-    """Name a folder in runs/ that isn't there yet."""
+    """Make a folder in runs/ that wasn't there: of runs begun at the same time, each gets one."""
     name = f"{config.recipe.model}-{config.data.replace(':', '-').replace('/', '-')}"
     names = itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))
-    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
+    return next(path for path in map(Path("runs").joinpath, names) if _made(path))
+
+
+def _made(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def start(folder: Path, config: Config, **settings: Any) -> dict[str, Any]:
-    """Train in a new folder; gives the contents of result.json. Settings are those of `train`."""
-    config = replace(config, backend=backends.get(config.backend).name)
+    """Train in a new folder; gives the contents of result.json. Settings are those of `train`.
+
+    A folder that is still empty when something goes wrong is taken away.
+    """
     run = RunFolder(folder)
     run.refuse_taken()
-    return train(run, config, *open_data(config), threads=config.threads, **settings)
+    try:
+        config = replace(config, backend=backends.get(config.backend).name)
+        return train(run, config, *open_data(config), threads=config.threads, **settings)
+    except BaseException:
+        with contextlib.suppress(OSError):  # it isn't empty
+            folder.rmdir()
+        raise
 
 
 def resume(
