@@ -98,7 +98,10 @@ def test_each_convolution_is_explained(run):
 # ---- errors ----
 
 MISTAKES = {
-    "model": (["backends", "--explain", "resnet21"], "no model 'resnet21'; did you mean 'resnet"),
+    "model": (
+        ["backends", "--explain", "resnet21"],
+        "no model 'resnet21'; did you mean 'resnet20'?",
+    ),
     "backend": (["selftest", "--backend", "cuda"], "no backend 'cuda'; did you mean 'cupy'?"),
     "selftest": (["selftest", "--backend", "nunpy"], "no backend 'nunpy'; did you mean 'numpy'?"),
     "unavailable": (["selftest", "--backend", "broken"], "can't run here: it has no legs"),

@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygrad_cnn.data import channel_statistics, crop_and_flip, normalize, random_crop_and_flip
-from tinygrad_cnn.data.augment import draw_crops, normalized_crop_and_flip
+from tinygrad_cnn.data import (
+    RandomCropAndFlip,
+    channel_statistics,
+    crop_and_flip,
+    normalize,
+    random_crop_and_flip,
+)
+from tinygrad_cnn.data.augment import normalized_crop_and_flip
 
 SIZES = st.tuples(st.integers(0, 4), st.integers(1, 4), st.integers(1, 7), st.integers(1, 7))
 
@@ -151,7 +157,7 @@ def test_numbers_that_do_not_fit_are_refused(offsets, flips, message):
 def test_random_crops_use_every_offset_and_flip_alike():
     x = np.zeros((4000, 1, 5, 5), np.float32)
     x[:, 0, 2, 1] = 1  # where this point goes tells offset and flip
-    y = random_crop_and_flip(x, np.random.default_rng(0), padding=1)
+    y = RandomCropAndFlip(padding=1)(x, np.random.default_rng(0))
     counts = y.sum(axis=(0, 1))
     assert np.count_nonzero(counts) == 15  # 3 rows; columns 0-2 and, flipped, 2-4
     assert counts[:, 2].sum() == pytest.approx(4000 / 3, rel=0.1)
@@ -183,7 +189,7 @@ def test_one_pass_is_the_composition_to_the_last_bit(shape, padding, dtype, per_
     images = rng.integers(0, 256, shape, np.uint8)
     mean = rng.random((C, H, W) if per_pixel_mean else (C, 1, 1))
     std = rng.uniform(0.01, 1, (C, 1, 1))
-    crops = draw_crops(N, rng, padding=padding)
+    crops = RandomCropAndFlip(padding).draw(N, rng)
     x = normalized_crop_and_flip(images, *crops, mean, std, padding=padding, dtype=dtype)
     whole = crop_and_flip(normalize(images, mean, std, dtype=dtype), *crops, padding=padding)
     assert x.dtype == whole.dtype == dtype

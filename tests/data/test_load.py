@@ -18,13 +18,16 @@ def test_without_a_folder_it_is_the_shapes():
     np.testing.assert_array_equal(test.images, data.shapes(5, seed=3, train=False).images)
 
 
-def small_cifar10(folder, *, train=True):
-    """Stand in for cifar10: 30 images, or 10 from 100 on; the first pixel is the number."""
-    assert folder == "folder"
-    n, start = (30, 0) if train else (10, 100)
-    images = np.zeros((n, 3, 32, 32), np.uint8)
-    images[:, 0, 0, 0] = np.arange(start, start + n)
-    return data.Dataset(images, np.zeros(n, np.int64), ("a",), "cifar10")
+def small_cifar10(archive, folder):
+    """Stand in for the archive: 30 images, and 10 from 100 on; the first pixel is the number."""
+    assert (archive.name, folder) == ("cifar10", "folder")
+    return numbered(range(30)), numbered(range(100, 110))
+
+
+def numbered(numbers):
+    images = np.zeros((len(numbers), 3, 32, 32), np.uint8)
+    images[:, 0, 0, 0] = numbers
+    return data.Dataset(images, np.zeros(len(numbers), np.int64), ("a",), "cifar10")
 
 
 @pytest.mark.parametrize(
@@ -32,7 +35,7 @@ def small_cifar10(folder, *, train=True):
 )
 def test_with_a_folder_it_is_the_first_images_of_cifar10(monkeypatch, images, train, test):
     # the function hides its module: data.load is not tinygrad_cnn.data.load
-    monkeypatch.setattr(sys.modules["tinygrad_cnn.data.load"], "cifar10", small_cifar10)
+    monkeypatch.setattr(sys.modules["tinygrad_cnn.data.load"], "train_and_test", small_cifar10)
     training, testing = data.load("folder", images=images)
     assert training.images[:, 0, 0, 0].tolist() == list(range(train))
     assert testing.images[:, 0, 0, 0].tolist() == list(range(100, 100 + test))
@@ -48,7 +51,7 @@ def test_real_images_come_in_the_files_order(real_cifar10):
 
 @pytest.mark.parametrize("images", [4, 0, -1])
 def test_too_few_images_are_refused(images):
-    with pytest.raises(ValueError, match=rf"load: images is {images}; expected at least 5, to tes"):
+    with pytest.raises(ValueError, match=rf"^images is {images}; expected at least 5, to tes"):
         data.load(images=images)
 
 
@@ -63,6 +66,8 @@ def test_an_empty_folder_is_named(tmp_path):
 def test_shapes_by_name():
     train, test = data.open_data("shapes", seed=3)
     assert [(d.name, len(d)) for d in (train, test)] == [("shapes", 10_000), ("shapes", 2_000)]
+    more, _ = data.open_data("shapes", images=10_500, seed=3)  # drawn, not cut from 10,000
+    assert len(more) == 10_500
     np.testing.assert_array_equal(train.images[:5], data.shapes(5, seed=3).images)
     np.testing.assert_array_equal(test.images[:5], data.shapes(5, seed=3, train=False).images)
 

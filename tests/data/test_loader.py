@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tinygrad_cnn.data import (
     Dataset,
     Loader,
+    RandomCropAndFlip,
     channel_statistics,
     normalize,
     random_crop_and_flip,
@@ -134,13 +135,14 @@ def test_the_data_set_is_not_changed():
 
 
 @settings(deadline=None)
-@given(st.integers(0, 7), st.integers(0, 3), st.booleans())
-def test_the_usual_augmentation_is_the_one_given_as_any_other(start, epoch, per_pixel_mean):
-    """The loader knows random_crop_and_flip and does it in one pass: not a bit may change."""
+@given(st.integers(0, 7), st.booleans(), st.integers(0, 5), st.booleans())
+def test_crops_and_flips_in_one_pass_change_no_bit(start, per_pixel_mean, padding, flip):
+    """The loader normalises, crops and flips in one pass: as given as any other function."""
+    augment = RandomCropAndFlip(padding, flip)
     statistics = channel_statistics(make_dataset(50).images, per_pixel_mean=per_pixel_mean)
     one_pass, step_by_step = (
-        make_loader(normalize=statistics, augment=augment).epoch(epoch, start=start)
-        for augment in (random_crop_and_flip, lambda x, rng: random_crop_and_flip(x, rng))
+        make_loader(normalize=statistics, augment=given).epoch(1, start=start)
+        for given in (augment, lambda x, rng: augment(x, rng))
     )
     for (x, _), (u, _) in zip(one_pass, step_by_step, strict=True):
         assert x.tobytes() == u.tobytes()
@@ -321,7 +323,7 @@ def test_split_depends_on_the_seed_alone():
 
 @pytest.mark.parametrize("n_validation", [0, 50, -1])
 def test_split_leaves_no_part_empty(n_validation):
-    with pytest.raises(ValueError, match=f"n_validation is {n_validation}; expected 1 to 49 of 50"):
+    with pytest.raises(ValueError, match=f"hold out {n_validation} of 50 images; expected 1 to 49"):
         split(make_dataset(50), n_validation, seed=0)
 
 

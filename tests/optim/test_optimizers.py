@@ -265,7 +265,7 @@ MISTAKES = [
         lambda: SGD([{"params": [W], "weight_decy": 0}], lr=0.1),
         "SGD: group 0 sets 'weight_decy'; did you mean 'weight_decay'? There are: lr, momentum",
     ),
-    (lambda: SGD([{"params": [W], "colour": 0}], lr=0.1), "sets 'colour'; There are: lr"),
+    (lambda: SGD([{"params": [W], "colour": 0}], lr=0.1), "sets 'colour'. There are: lr"),
     (lambda: SGD([{"params": [W], "lr": -1}], lr=0.1), "SGD: lr is -1; expected"),
     (lambda: SGD([{"params": [W], "lr": 1}], lr=0), "group 0 has lr=1.0, and no proportion"),
     (lambda: setattr(SGD([W], lr=0.1), "lr", None), "SGD: lr is None; expected a number"),

@@ -10,10 +10,9 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib import style
-from matplotlib.figure import Figure
 from PIL import Image
 
-from tinygrad_cnn import report
+from tinygrad_cnn import atomic, report
 from tinygrad_cnn.report import figure as drawing
 
 NAN = math.nan
@@ -119,13 +118,13 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "curves.png"
     path.write_bytes(b"old")
 
-    def fail(self, part, **settings):
-        part.write_bytes(b"half")
-        raise OSError("No space left on device")
+    def full(handle):
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Figure, "savefig", fail)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as error:
         report.plot_curves([record(1)], path)
+    assert error.value.__notes__ == [f"(in writing {path})"]
     assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
     assert path.read_bytes() == b"old"
 

@@ -41,9 +41,13 @@ def run(tmp_path):
     return write
 
 
+def rows(*folders):
+    return [report.row(report.read_run(folder)) for folder in folders]
+
+
 def test_a_row_sums_a_finished_run_up(run):
     folder = run()
-    assert report.compare([folder]) == [
+    assert rows(folder) == [
         {
             "run": str(folder), "model": "resnet8", "recipe": "quick", "parameters": 75_290,
             "test_accuracy": 0.81, "images_per_second": 640.0, "data": "shapes",
@@ -56,7 +60,7 @@ def test_an_unfinished_run_shows_how_far_it_came(run):
     folder = run(result=None)
     timings = [{"epoch": e, "images_per_second": v} for e, v in ((1, 500.0), (2, 700.0))]
     (folder / "timings.jsonl").write_text("".join(json.dumps(t) + "\n" for t in timings))
-    (row,) = report.compare([folder])
+    (row,) = rows(folder)
     assert (row["model"], row["recipe"], row["epochs"]) == ("resnet8", "quick", 2)
     assert (row["test_accuracy"], row["images_per_second"]) == (None, 700.0)
     assert row["problems"] == "no result.json: unfinished"
@@ -76,14 +80,14 @@ DAMAGE = {
 def test_damage_is_named_and_the_rest_compared(run, tmp_path, name, content, problem):
     if name:
         (run("damaged") / name).write_bytes(content)
-    damaged, whole = report.compare([tmp_path / "damaged", run("whole")])
+    damaged, whole = rows(tmp_path / "damaged", run("whole"))
     assert damaged["problems"] == problem
     assert whole["problems"] == ""
     assert whole["test_accuracy"] == 0.81
 
 
 def test_an_empty_folder_has_three_problems(run):
-    (row,) = report.compare([run(config=None, history=None, result=None)])
+    (row,) = rows(run(config=None, history=None, result=None))
     assert row["problems"] == (
         "no config.json: no run, or one that never began; no history.jsonl: no epoch is done; "
         "no result.json: unfinished"
@@ -92,7 +96,7 @@ def test_an_empty_folder_has_three_problems(run):
 
 def test_nothing_validated_has_no_best(run):
     history = [{"epoch": 1, "validation_accuracy": None}, {"epoch": 2}]
-    (row,) = report.compare([run(history=history)])
+    (row,) = rows(run(history=history))
     assert row["best_validation"] is None
 
 

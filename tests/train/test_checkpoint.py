@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save as serialize
 
-from tinygrad_cnn.train import CheckpointError, atomic, checkpoint
+from tinygrad_cnn import atomic
+from tinygrad_cnn.train import CheckpointError, checkpoint
 from tinygrad_cnn.train.folder import RunFolder
 
 ARRAYS = {

@@ -228,6 +228,15 @@ def test_a_run_that_was_stopped_after_its_last_step_is_finished(tmp_path):
     assert result["test_loss"] == whole["test_loss"]
 
 
+def test_runs_begun_at_the_same_time_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = (run.new_folder(config()) for _ in range(2))
+    assert first != second
+    with pytest.raises(ValueError, match="cannot hold out"):
+        run.start(second, config(validation=1000))
+    assert list((tmp_path / "runs").iterdir()) == [tmp_path / first]  # nothing half-begun is left
+
+
 def test_there_must_be_a_run_to_go_on_with(tmp_path):
     with pytest.raises(RecipeError, match=r"has no run \(there is no config\.json\)"):
         run.resume(tmp_path / "nothing")

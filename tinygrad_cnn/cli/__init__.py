@@ -45,7 +45,7 @@ app.add_typer(checks, name="diagnose", rich_help_panel=LOOKING)
 
 @app.callback()
 def before_the_command(
-    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Read the options that stand before the command."""
 

@@ -57,9 +57,9 @@ def show_data(
         print(f"in {cifar.where(archive, data_dir)}")
     _describe(train, test)
     if show is not None:
-        from ..data.sheet import draw_sheet
+        from .. import report
 
-        draw_sheet(train, show)
+        report.plot_sheet(train, show)
     if archive is not None and verify:
         _verify(archive, data_dir)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,87 +43,57 @@ Example:
 * `tinygrad-cnn predict runs/resnet8-shapes photo.png another.jpg`
 """
 
-RECIPE_PANEL, RUN_PANEL = "Recipe", "Run"
+in_recipe, in_data, in_run = (
+    partial(typer.Option, rich_help_panel=panel) for panel in ("Recipe", DATA_PANEL, "Run")
+)
 
 ModelOption = Annotated[
     str | None,
-    typer.Option(
-        help="Network (see the command models); default: the recipe's.",
-        rich_help_panel=RECIPE_PANEL, autocompletion=complete_model,
-    ),
+    in_recipe(help="Network (see the command models); default: the recipe's.",
+              autocompletion=complete_model),
 ]  # fmt: skip
 DataOption = Annotated[
     str | None,
-    typer.Option(
-        help="shapes (built in), cifar10, cifar100 or folder:PATH; default: shapes.",
-        rich_help_panel=DATA_PANEL, autocompletion=complete_data,
-    ),
+    in_data(help="shapes (built in), cifar10, cifar100 or folder:PATH; default: shapes.",
+            autocompletion=complete_data),
 ]  # fmt: skip
 EvaluationDataOption = Annotated[
     str | None,
-    typer.Option(
-        help="Default: what it was trained on.", rich_help_panel=DATA_PANEL,
-        autocompletion=complete_data,
-    ),
-]  # fmt: skip
+    in_data(help="Default: what it was trained on.", autocompletion=complete_data),
+]
 ImagesOption = Annotated[
     int | None,
-    typer.Option(
-        help="Take the first so many to train and a fifth of that to test; default: all.",
-        rich_help_panel=DATA_PANEL, min=5,
-    ),
-]  # fmt: skip
+    in_data(help="Take the first so many to train, a fifth of that to test; default: all.", min=5),
+]
 ValidationOption = Annotated[
     int | None,
-    typer.Option(
-        metavar="N", rich_help_panel=DATA_PANEL, min=0,
-        help="Hold N training images out and keep the epoch that is best on them.",
-    ),
+    in_data(metavar="N", min=0,
+            help="Hold N training images out and keep the epoch that is best on them."),
 ]  # fmt: skip
 RecipeOption = Annotated[
     str | None,
-    typer.Option(
-        help="quick (the default), paper (see recipes), or the path of your own .toml.",
-        rich_help_panel=RECIPE_PANEL, autocompletion=complete_recipe,
-    ),
+    in_recipe(help="quick (the default), paper (see recipes), or the path of your own .toml.",
+              autocompletion=complete_recipe),
 ]  # fmt: skip
-EpochsOption = Annotated[
-    int | None, typer.Option(help="How often to see every image.", rich_help_panel=RECIPE_PANEL)
-]
-BatchOption = Annotated[
-    int | None, typer.Option(help="Images in a step.", rich_help_panel=RECIPE_PANEL)
-]
-RateOption = Annotated[
-    float | None, typer.Option(help="Learning rate, at its highest.", rich_help_panel=RECIPE_PANEL)
-]
+EpochsOption = Annotated[int | None, in_recipe(help="How often to see every image.")]
+BatchOption = Annotated[int | None, in_recipe(help="Images in a step.")]
+RateOption = Annotated[float | None, in_recipe(help="Learning rate, at its highest.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", rich_help_panel=RECIPE_PANEL,
-        help="Any setting of the recipe, such as optimizer.momentum=0.8; as often as needed.",
-    ),
+    in_recipe("--set", metavar="KEY=VALUE", help="Any setting of the recipe, such as "
+              "optimizer.momentum=0.8; as often as needed."),
 ]  # fmt: skip
-SeedOption = Annotated[
-    int | None,
-    typer.Option(help="What all randomness comes from; default: 0.", rich_help_panel=RECIPE_PANEL),
-]
-OutOption = Annotated[
-    Path | None,
-    typer.Option(help="A new folder for the run; default: in runs/.", rich_help_panel=RUN_PANEL),
-]
+SeedOption = Annotated[int | None, in_recipe(help="What all randomness comes from; default: 0.")]
+OutOption = Annotated[Path | None, in_run(help="A new folder for the run; default: in runs/.")]
 ResumeOption = Annotated[
     Path | None,
-    typer.Option(
-        metavar="DIR", rich_help_panel=RUN_PANEL,
-        help="Go on with the run in this folder, exactly as if it had not stopped.",
-    ),
+    in_run(metavar="DIR", help="Go on with the run in this folder, exactly as if it had not "
+           "stopped."),
 ]  # fmt: skip
 EveryOption = Annotated[
     int | None,
-    typer.Option(
-        metavar="STEPS", rich_help_panel=RUN_PANEL, min=1,
-        help="Save a checkpoint after so many steps, not only after each epoch.",
-    ),
+    in_run(metavar="STEPS", min=1,
+           help="Save a checkpoint after so many steps, not only after each epoch."),
 ]  # fmt: skip
 CheckpointArgument = Annotated[
     Path, typer.Argument(help="A .safetensors file, or a run's folder.", show_default=False)

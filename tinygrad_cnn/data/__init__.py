@@ -1,6 +1,12 @@
 """Data sets as NumPy arrays: what to train on, and in which batches."""
 
-from .augment import channel_statistics, crop_and_flip, normalize, random_crop_and_flip
+from .augment import (
+    RandomCropAndFlip,
+    channel_statistics,
+    crop_and_flip,
+    normalize,
+    random_crop_and_flip,
+)
 from .cifar import cifar10, cifar100, data_folder
 from .dataset import DataError, Dataset, split
 from .folder import image_folder
@@ -14,6 +20,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "Loader",
+    "RandomCropAndFlip",
     "channel_statistics",
     "cifar10",
     "cifar100",

@@ -5,6 +5,7 @@ Every result is (N, C, H, W) and channels-last in memory: x.transpose(0, 2, 3, 1
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -100,18 +101,26 @@ def normalized_crop_and_flip(
     return y.transpose(0, 3, 1, 2)
 
 
-def random_crop_and_flip(
-    x: NDArray[Any], rng: np.random.Generator, *, padding: int = 4
-) -> NDArray[Any]:
-    """Apply crop_and_flip with random offsets, and a flip for every other image on average."""
-    return crop_and_flip(x, *draw_crops(len(x), rng, padding=padding), padding=padding)
+@dataclass(frozen=True)
+class RandomCropAndFlip:
+    """Apply crop_and_flip with random offsets and, if `flip`, to every other image on average."""
+
+    padding: int = 4
+    flip: bool = True
+
+    def __call__(self, x: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+        """Augment normalised images (N, C, H, W)."""
+        return crop_and_flip(x, *self.draw(len(x), rng), padding=self.padding)
+
+    def draw(
+        self, n: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
+        """Draw offsets (n, 2) and flips (n,) for crop_and_flip."""
+        offsets = rng.integers(0, 2 * self.padding + 1, (n, 2))
+        return offsets, rng.random(n) < (0.5 if self.flip else 0.0)
 
 
-def draw_crops(
-    n: int, rng: np.random.Generator, *, padding: int = 4
-) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
-    """Draw offsets (n, 2) and flips (n,) for crop_and_flip."""
-    return rng.integers(0, 2 * padding + 1, (n, 2)), rng.random(n) < 0.5
+random_crop_and_flip = RandomCropAndFlip()
 
 
 def _check_crops(

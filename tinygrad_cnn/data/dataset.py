@@ -55,7 +55,7 @@ def split(dataset: Dataset, n_validation: int, *, seed: int) -> tuple[Dataset, D
     """Set `n_validation` random images aside: (the others, these), both in their old order."""
     n = len(dataset)
     if not 0 < n_validation < n:
-        raise ValueError(f"split: n_validation is {n_validation}; expected 1 to {n - 1} of {n}")
+        raise ValueError(f"cannot hold out {n_validation} of {n} images; expected 1 to {n - 1}")
     aside = np.zeros(n, np.bool_)
     aside[rng_at(seed, "split").permutation(n)[:n_validation]] = True
     return dataset.subset(np.flatnonzero(~aside)), dataset.subset(np.flatnonzero(aside))

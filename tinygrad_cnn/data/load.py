@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from difflib import get_close_matches
 
 import numpy as np
 
+from ..suggestion import suggestion
 from .archives import ARCHIVES
-from .cifar import cifar10, train_and_test, where
+from .cifar import train_and_test, where
 from .dataset import Dataset
 from .download import download
 from .folder import image_folder
@@ -21,6 +21,7 @@ def open_data(
     name: str,
     data_dir: str | os.PathLike[str] | None = None,
     *,
+    images: int | None = None,
     seed: int = 0,
     size: int = 32,
     fetch: bool = True,
@@ -28,12 +29,24 @@ def open_data(
     """Give (training set, test set) of "cifar10", "cifar100", "shapes" or "folder:PATH".
 
     A CIFAR archive that does not lie in data_folder(data_dir) is downloaded, unless `fetch` is
-    False. `seed` draws the shapes (10,000 and 2,000), and what a folder without train and test
-    sets aside; `size` is that of a folder's images. Raises DataError where the data can't be had.
+    False. `images` takes only the first so many to train and a fifth of that to test; of shapes,
+    so many are drawn, else 10,000. `seed` draws the shapes, and what a folder without train and
+    test sets aside; `size` is that of a folder's images. Raises DataError where the data can't be
+    had.
     """
     check_name(name)
+    if images is not None and images < 5:
+        raise ValueError(f"images is {images}; expected at least 5, to test on a fifth")
     if name == "shapes":
-        return shapes(10_000, seed=seed), shapes(2_000, seed=seed, train=False)
+        n = images or 10_000
+        return shapes(n, seed=seed), shapes(n // 5, seed=seed, train=False)
+    train, test = _whole(name, data_dir, seed=seed, size=size, fetch=fetch)
+    return _first(train, images), _first(test, images and images // 5)
+
+
+def _whole(
+    name: str, data_dir: str | os.PathLike[str] | None, *, seed: int, size: int, fetch: bool
+) -> tuple[Dataset, Dataset]:
     if name.startswith("folder:"):
         return image_folder(name.removeprefix("folder:"), size=size, seed=seed)
     archive = ARCHIVES[name]
@@ -47,25 +60,17 @@ def check_name(name: str) -> None:
     kind, colon, path = name.partition(":")
     if name in NAMES[:-1] or (kind == "folder" and path):
         return
-    near = get_close_matches(kind + colon, ("folder:", *NAMES[:-1]), n=1)
-    hint = f"; did you mean {near[0].replace('folder:', 'folder:PATH')!r}?" if near else "."
-    raise ValueError(f"no data set {name!r}{hint} There are: {', '.join(NAMES)}")
+    typed = f"{kind}:PATH" if colon else name  # what the path is doesn't matter
+    raise ValueError(f"no data set {name!r}{suggestion(typed, NAMES)}")
 
 
 def load(
     data_dir: str | os.PathLike[str] | None = None, *, images: int = 10_000, seed: int = 0
 ) -> tuple[Dataset, Dataset]:
-    """Give (training set, test set): the first `images` and a fifth as many.
-
-    They are CIFAR-10's where `data_dir` names its folder, else the built-in shapes.
-    """
-    if images < 5:
-        raise ValueError(f"load: images is {images}; expected at least 5, to test on a fifth")
-    if data_dir is None:
-        return shapes(images, seed=seed), shapes(images // 5, seed=seed, train=False)
-    train, test = cifar10(data_dir), cifar10(data_dir, train=False)
-    return _first(train, images), _first(test, images // 5)
+    """Open CIFAR-10 where `data_dir` names its folder, else the built-in shapes."""
+    name = "shapes" if data_dir is None else "cifar10"
+    return open_data(name, data_dir, images=images, seed=seed, fetch=False)
 
 
-def _first(dataset: Dataset, n: int) -> Dataset:
-    return dataset.subset(np.arange(min(n, len(dataset))))
+def _first(dataset: Dataset, n: int | None) -> Dataset:
+    return dataset if n is None else dataset.subset(np.arange(min(n, len(dataset))))

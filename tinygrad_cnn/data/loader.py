@@ -11,13 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .augment import (
-    Statistics,
-    draw_crops,
-    normalize,
-    normalized_crop_and_flip,
-    random_crop_and_flip,
-)
+from .augment import RandomCropAndFlip, Statistics, normalize, normalized_crop_and_flip
 from .dataset import Dataset
 from .prefetch import one_ahead
 from .randomness import rng_at
@@ -100,8 +94,10 @@ class Loader:
 
     def _prepared(self, images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[Any]:
         mean, std = self.statistics
-        if self.augment is random_crop_and_flip:  # the usual one: the same numbers in one pass
-            crops = draw_crops(len(images), rng)
-            return normalized_crop_and_flip(images, *crops, mean, std, dtype=self.dtype)
+        if isinstance(self.augment, RandomCropAndFlip):  # the same numbers in one pass
+            crops, padding = self.augment.draw(len(images), rng), self.augment.padding
+            return normalized_crop_and_flip(
+                images, *crops, mean, std, padding=padding, dtype=self.dtype
+            )
         x = normalize(images, mean, std, dtype=self.dtype)
         return self.augment(x, rng) if self.augment else x

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any
 
 from .. import functional as F
 from .. import nn
+from ..suggestion import suggestion
 from ..tensor import Tensor
 
 
@@ -41,9 +41,7 @@ def names() -> list[str]:
 def build(name: str, classes: int = 10, **settings: Any) -> Classifier:
     """Build a model with fresh weights; rng=None draws them from the default generator."""
     if name not in _builders:
-        near = get_close_matches(name, _builders, n=3)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
-        raise ValueError(f"no model {name!r}{hint} There are: {', '.join(_builders)}")
+        raise ValueError(f"no model {name!r}{suggestion(name, _builders)}")
     if classes < 1:
         raise ValueError(f"build: classes is {classes}; expected at least 1")
     return _builders[name](classes=classes, **settings)

@@ -16,11 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from numbers import Real
 from typing import Any, ClassVar
 
 from ..backends import Array, Backend
+from ..suggestion import suggestion
 from ..tensor import Tensor
 
 Group = dict[str, Any]
@@ -123,9 +123,7 @@ class Optimizer:
         """Fill a group up with the defaults."""
         where = f"{self.kind}: group {number}"
         for name in given.keys() - {"params", *self.defaults}:
-            near = get_close_matches(name, self.defaults, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{where} sets {name!r}; {hint}There are: {', '.join(self.defaults)}")
+            raise ValueError(f"{where} sets {name!r}{suggestion(name, self.defaults)}")
         params = [_leaf(p, self.kind) for p in _listed(given.get("params", ()), f"{where} has")]
         group = self._checked({**self.defaults, **given, "params": params})
         if group["lr"] != self.lr == 0:

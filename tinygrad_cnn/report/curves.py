@@ -24,7 +24,7 @@ def plot_curves(history: Sequence[dict[str, Any]], path: str | os.PathLike[str])
         _lines(error, "error (%)", epochs, *_both(records, "accuracy", errors))
         rate.set_title("learning rate")
         rate.plot(epochs, series(records, "lr"), color=OTHER, **_marker(epochs))
-        losses.legend(loc="upper right")
+        losses.legend()
         _note_best(error)
         _mark_missing(losses, records)
         for axes in (losses, error, rate):

@@ -6,12 +6,16 @@ tell apart (Okabe & Ito, 2008). Nothing outside the `with` block is changed.
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .. import atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,13 +52,11 @@ def figure(path: str | os.PathLike[str], width: float, height: float) -> Iterato
 
 
 def _save(drawing: Figure, path: Path) -> None:
-    """Write to another name and rename, so that nobody sees half a picture."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        drawing.savefig(part, format="png")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    encoded = io.BytesIO()
+    with warnings.catch_warnings():  # a box stands for what the font lacks of a class's name
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        drawing.savefig(encoded, format="png")
+    atomic.write(path, encoded.getvalue())
 
 
 def series(history: list[dict[str, Any]], key: str) -> list[float]:

@@ -39,17 +39,12 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     return run
 
 
-def compare(run_dirs: Iterable[str | os.PathLike[str]]) -> list[Record]:
-    """Give a row for each run: what it was, how far it came and how well it did.
+def row(run: Run) -> Record:
+    """Sum a run up: what it was, how far it came and how well it did.
 
     Keys: run, model, recipe, epochs, parameters, best_validation, test_accuracy, images_per_second,
     data, backend, seed, problems. What is not known is None.
     """
-    return [row(run) for run in map(read_run, run_dirs)]
-
-
-def row(run: Run) -> Record:
-    """Sum a run up."""
     recipe = run.config.get("recipe")
     settings = {**(recipe if isinstance(recipe, dict) else {}), **run.config}
     known = {**settings, "recipe": settings.get("recipe_name"), **run.result}

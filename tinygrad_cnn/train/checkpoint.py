@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy
 
-from . import atomic
+from .. import atomic
 
 FORMAT = 1
 ENTRY = "tinygrad_cnn"

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import atomic, checkpoint
+from .. import atomic
+from . import checkpoint
 from .recipe import RecipeError
 
 
@@ -31,11 +32,6 @@ class RunFolder:
                 f"{self.path} already has a run; go on with it (--resume {self.path}) "
                 "or choose another --out"
             )
-
-    def create(self, config: Mapping[str, Any]) -> None:
-        """Make the folder, with what the run in it is."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.config, config)
 
     @property
     def chosen(self) -> Path:

@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .trainer import Record, Trainer
 
+WIDE = 100  # columns; in fewer, there is room for the numbers only
+
 
 class Progress:
-    """Show epoch, batch, loss, accuracy, images per second, the loader's part, the time left."""
+    """Show epoch, batch, loss, accuracy, images per second and the time left."""
 
     def on_start(self, trainer: Trainer) -> None:
         """Begin the live line, where there is one."""
+        from rich import get_console
         from rich import progress as rich
 
+        wide = get_console().width >= WIDE
         self.bar = rich.Progress(
             rich.TextColumn("{task.description}"),
-            rich.BarColumn(bar_width=20),
+            *([rich.BarColumn(bar_width=20)] if wide else []),
             rich.MofNCompleteColumn(),
             rich.TextColumn("{task.fields[status]}"),
             rich.TimeRemainingColumn(elapsed_when_finished=True),
@@ -32,13 +36,11 @@ class Progress:
 
     def on_step(self, trainer: Trainer) -> None:
         """Show the state after a batch."""
-        pace = trainer.pace
         self.bar.update(
             self.task,
             completed=trainer.step,
             description=f"epoch {trainer.epoch + 1}/{trainer.epochs}",
-            status=f"{trainer.metrics}, {pace.images_per_second:.0f} images/s, "
-            f"loader {pace.loader_share:.1%}, lr {trainer.lr:.2g}",
+            status=f"{trainer.metrics}, {trainer.pace.images_per_second:.0f} images/s",
         )
 
     def on_epoch(self, trainer: Trainer, record: Record) -> None:

@@ -15,17 +15,14 @@ import inspect
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from difflib import get_close_matches
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy
-
 from .. import data, models, optim
+from ..suggestion import suggestion
 
 Settings = dict[str, Any]
 
@@ -88,7 +85,7 @@ class Recipe:
         known = _parameters(section, settings)
         for name, value in settings.items():
             if name not in known:
-                raise RecipeError(_unknown(f"setting {section}.{name}", name, known))
+                raise RecipeError(f"no setting {section}.{name}{suggestion(name, known)}")
             if name != "name":
                 _check(f"{section}.{name}", value)
         missing = [p for p, needed in known.items() if needed and p not in settings]
@@ -101,7 +98,7 @@ class Recipe:
         known = [f.name for f in fields(cls)]
         for name, value in table.items():
             if name not in known:
-                raise RecipeError(_unknown(f"setting {name}", name, known))
+                raise RecipeError(f"no setting {name}{suggestion(name, known)}")
             if isinstance(value, dict) != (name in SECTIONS):
                 wanted = "a section of settings" if name in SECTIONS else "a value, not a section"
                 raise RecipeError(f"{name} is {value!r}; expected {wanted}")
@@ -150,12 +147,10 @@ class Recipe:
             optim.warm_up(schedule, **_in_steps(self.warm_up, steps)) if self.warm_up else schedule
         )
 
-    def build_augment(self) -> Callable[..., Any] | None:
+    def build_augment(self) -> data.RandomCropAndFlip | None:
         """Make the function that a loader's `augment` is, if there is anything to do."""
         pad, flip = self.augment.get("pad", 0), self.augment.get("flip", False)
-        if (pad, flip) == (4, True):
-            return data.random_crop_and_flip
-        return partial(_crop_and_flip, pad=pad, flip=flip) if pad or flip else None
+        return data.RandomCropAndFlip(pad, flip) if pad or flip else None
 
 
 SECTIONS = ("optimizer", "schedule", "warm_up", "augment")
@@ -183,12 +178,8 @@ def text(name: str) -> str:
             raise RecipeError(f"recipe {name}: there is no such file")
         return Path(name).read_text(encoding="utf-8")
     if name not in names():
-        near = get_close_matches(name, names(), 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise RecipeError(
-            f"no recipe {name!r}; {hint}There are: {', '.join(names())}, "
-            "and your own: the path of a .toml file"
-        )
+        there_are = suggestion(name, names())
+        raise RecipeError(f"no recipe {name!r}{there_are}, and your own: the path of a .toml file")
     return (files(__package__) / f"{name}.toml").read_text(encoding="utf-8")
 
 
@@ -214,19 +205,13 @@ def _parameters(section: str, settings: Settings) -> dict[str, bool]:
     else:
         choices, name = NAMED[section], settings.get("name")
         if name not in choices:
-            raise RecipeError(_unknown(f"{section} {name!r}", str(name), choices))
+            raise RecipeError(f"no {section} {name!r}{suggestion(str(name), choices)}")
         known = choices[name]
     taken = inspect.signature(known).parameters.items()
     keys = {k: p.default is p.empty for k, p in taken if k not in FILLED_IN[section]}
     if section == "warm_up":
         return dict.fromkeys(keys, False)
     return {"name": True, **keys, **({"lr": True} if section == "optimizer" else {})}
-
-
-def _crop_and_flip(x: Any, rng: numpy.random.Generator, *, pad: int, flip: bool) -> Any:
-    offsets = rng.integers(0, 2 * pad + 1, (len(x), 2))
-    flips = rng.random(len(x)) < (0.5 if flip else 0.0)
-    return data.crop_and_flip(x, offsets, flips, padding=pad)
 
 
 def _in_steps(settings: Settings, steps: int) -> Settings:
@@ -313,10 +298,4 @@ def _check(name: str, value: Any) -> None:
     if not fits(value):
         raise RecipeError(f"{name} is {value!r}; expected {wanted}")
     if name == "model" and value not in models.names():
-        raise RecipeError(_unknown(f"model {value!r}", value, models.names()))
-
-
-def _unknown(what: str, name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"no {what}; {hint}There are: {', '.join(known)}"
+        raise RecipeError(f"no model {value!r}{suggestion(value, models.names())}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import signal
 from collections.abc import Sequence
@@ -33,18 +34,34 @@ class Stopped(RuntimeError):
 
 
 def new_folder(config: Config) -> Path:
-    """Name a folder in runs/ that isn't there yet."""
+    """Make a folder in runs/ that wasn't there: of runs begun at the same time, each gets one."""
     name = f"{config.recipe.model}-{config.data.replace(':', '-').replace('/', '-')}"
     names = itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))
-    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
+    return next(path for path in map(Path("runs").joinpath, names) if _made(path))
+
+
+def _made(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def start(folder: Path, config: Config, **settings: Any) -> dict[str, Any]:
-    """Train in a new folder; gives the contents of result.json. Settings are those of `train`."""
-    config = replace(config, backend=backends.get(config.backend).name)
+    """Train in a new folder; gives the contents of result.json. Settings are those of `train`.
+
+    A folder that is still empty when something goes wrong is taken away.
+    """
     run = RunFolder(folder)
     run.refuse_taken()
-    return train(run, config, *open_data(config), threads=config.threads, **settings)
+    try:
+        config = replace(config, backend=backends.get(config.backend).name)
+        return train(run, config, *open_data(config), threads=config.threads, **settings)
+    except BaseException:
+        with contextlib.suppress(OSError):  # it isn't empty
+            folder.rmdir()
+        raise
 
 
 def resume(
@@ -64,14 +81,7 @@ def resume(
 
 def open_data(config: Config) -> tuple[data.Dataset, data.Dataset]:
     """Give the run's images, to train (and to hold out) and to test."""
-    train_set, test_set = data.open_data(config.data, config.data_dir)
-    if config.images is None:
-        return train_set, test_set
-    return _first(train_set, config.images), _first(test_set, max(1, config.images // 5))
-
-
-def _first(dataset: data.Dataset, n: int) -> data.Dataset:
-    return dataset.subset(numpy.arange(min(n, len(dataset))))
+    return data.open_data(config.data, config.data_dir, images=config.images)
 
 
 def train(
@@ -96,7 +106,7 @@ def train(
         if run.config.exists():
             go_on(run, config, trainer)
         else:
-            run.create(config.to_dict())
+            files.write_json(run.config, config.to_dict())
         print(_opening(run, config, trainer), flush=True)
         _train_or_stop(run, trainer, keeper)
         return finish(run, config, trainer, test_set)
@@ -127,7 +137,6 @@ def build(config: Config, train_set: data.Dataset) -> Trainer:
         schedule=recipe.build_schedule(steps),
         validation=data.Loader(aside, 200, shuffle=False, **at) if aside else None,
         label_smoothing=recipe.label_smoothing, parts=recipe.accumulate, ema=recipe.ema,
-        recipe=recipe,
     )  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy
+
 from ..data import Loader, rng_at
 from ..models import Classifier
 from ..optim import Optimizer
@@ -81,7 +83,7 @@ class Trainer:
     `step` counts updates, `epoch` whole epochs; `history` has a record for each epoch, `timings`
     how long it took here; `metrics` and `pace` are the running epoch's. `label_smoothing` and
     `parts` are compute_gradients', `ema` is the decay of a WeightAverage, which is then what
-    `validation` measures. `recipe` is for the callbacks to know.
+    `validation` measures.
     """
 
     def __init__(
@@ -96,7 +98,6 @@ class Trainer:
         label_smoothing: float = 0.0,
         parts: int = 1,
         ema: float = 0.0,
-        recipe: Any = None,
         callbacks: Sequence[Any] = (),
     ) -> None:
         check_smoothing(model, label_smoothing)
@@ -104,7 +105,7 @@ class Trainer:
         self.steps, self.schedule, self.validation = steps, schedule, validation
         self.settings: dict[str, Any] = dict(label_smoothing=label_smoothing, parts=parts)
         self.average = WeightAverage(model, ema) if ema else None
-        self.recipe, self.callbacks = recipe, list(callbacks)
+        self.callbacks = list(callbacks)
         self.step, self.epoch, self.last_loss = 0, 0, float("nan")
         self.history: list[Record] = []
         self.timings: list[Record] = []
@@ -135,8 +136,9 @@ class Trainer:
         """Train from wherever `step` is to the end; gives the history."""
         self._tell("on_start")
         try:
-            while self.epoch < self.epochs:
-                self._run_epoch()
+            with numpy.errstate(over="ignore", invalid="ignore"):  # the loss tells, and StopAtNaN
+                while self.epoch < self.epochs:
+                    self._run_epoch()
         finally:
             self._tell("on_end")
         return self.history

@@ -10,8 +10,9 @@ def write(path: Path, content: bytes | str, *, keep: Path | None = None) -> None
     """Replace a file in one step; `keep` is what the old one is called from then on.
 
     The content is on the disk before the name points at it. Killed between two renames, only
-    `keep` exists, and is whole.
+    `keep` exists, and is whole. The folder is made if it isn't there.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     try:
         with part.open("wb") as file:
@@ -21,7 +22,8 @@ def write(path: Path, content: bytes | str, *, keep: Path | None = None) -> None
         if keep is not None and path.exists():
             path.replace(keep)
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
+        error.add_note(f"(in writing {path})")  # a full disk doesn't say
         part.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
