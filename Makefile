@@ -24,8 +24,10 @@ lint: .venv/with-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: .venv/with-peers  ## against PyTorch
-	$(BIN)/python benchmarks/resnet_step.py
+BENCHMARKS := backends layers memory_passes steps inference scaling
+bench: .venv/with-peers  ## all benchmarks in their short form, against PyTorch
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
+	@echo "the long forms, and what the figures mean: benchmarks/README.md"
 
 # Every line and branch of the core, by the tests that are about it.
 CORE := tinygrad_cnn/autograd.py,tinygrad_cnn/tensor.py,tinygrad_cnn/ops/*,backends/base.py,$\

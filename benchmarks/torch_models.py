@@ -1,6 +1,17 @@
-"""The peers: the same networks in PyTorch, with the same parameter names."""
+"""The peers: the same networks in PyTorch, their parameters in the same order, and a step of each.
+
+>>> {name: sum(p.numel() for p in build(name).parameters()) for name in ("resnet20", "resnet9")}
+{'resnet20': 269722, 'resnet9': 6573120}
+>>> sum(p.numel() for p in build("preact_resnet164").parameters())
+1703258
+"""
 
 from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,9 +60,164 @@ class CifarResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def build(name: str) -> CifarResNet:
-    """Build "resnet20" or "plain20" and their deeper relatives."""
+class Bottleneck(nn.Module):
+    """Full pre-activation, 1x1, 3x3, 1x1. He et al., arXiv 1603.05027, figure 1b and section 5."""
+
+    def __init__(self, in_channels: int, width: int, stride: int, first: bool) -> None:
+        super().__init__()
+        self.bn1 = None if first else nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, stride, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        same = in_channels == 4 * width and stride == 1
+        self.shortcut = None if same else nn.Conv2d(in_channels, 4 * width, 1, stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (N, C, H, W) -> (N, 4 * width, H/stride, W/stride)."""
+        h = F.relu(self.bn1(x)) if self.bn1 else x  # the net's first unit: conv1 was activated
+        kept = self.shortcut(h) if self.shortcut else x
+        h = F.relu(self.bn2(self.conv1(h)))
+        return kept + self.conv3(F.relu(self.bn3(self.conv2(h))))
+
+
+class PreactResNet(nn.Module):
+    """9n + 2 layers of bottlenecks on maps of 32, 16, 8 pixels."""
+
+    def __init__(self, depth: int, classes: int = 10) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        c = 16
+        for i, width in enumerate((16, 32, 64)):
+            blocks = []
+            for j in range((depth - 2) // 9):
+                blocks.append(Bottleneck(c, width, 2 if i and not j else 1, not i and not j))
+                c = 4 * width
+            setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
+        self.bn2, self.fc = nn.BatchNorm2d(256), nn.Linear(256, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (N, 3, H, W) -> (N, classes)."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(F.relu(self.bn2(x)).mean((2, 3)))
+
+
+class ConvNormReLU(nn.Module):
+    """A 3x3 convolution, batch norm and ReLU."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (N, C, H, W) -> (N, O, H, W)."""
+        return F.relu(self.bn(self.conv(x)))
+
+
+class ResNet9(nn.Module):
+    """The network of cifar10-fast (D. Page, How to train your ResNet, 2018)."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.prep = ConvNormReLU(3, 64)
+        self.layer1 = ConvNormReLU(64, 128)
+        self.residual1 = nn.Sequential(ConvNormReLU(128, 128), ConvNormReLU(128, 128))
+        self.layer2 = ConvNormReLU(128, 256)
+        self.layer3 = ConvNormReLU(256, 512)
+        self.residual3 = nn.Sequential(ConvNormReLU(512, 512), ConvNormReLU(512, 512))
+        self.fc = nn.Linear(512, classes, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (N, 3, 32, 32) -> (N, classes)."""
+        x = F.max_pool2d(self.layer1(self.prep(x)), 2)
+        x = F.max_pool2d(self.layer2(x + self.residual1(x)), 2)
+        x = F.max_pool2d(self.layer3(x), 2)
+        x = F.max_pool2d(x + self.residual3(x), 4)
+        return 0.125 * self.fc(x.flatten(1))
+
+
+def build(name: str) -> nn.Module:
+    """Build "resnet20", "plain20" and their deeper relatives, "preact_resnet164" or "resnet9"."""
     family = name.rstrip("0123456789")
+    if name == "resnet9":
+        return ResNet9()
+    if family == "preact_resnet":
+        return PreactResNet(int(name.removeprefix(family)))
     if family not in ("resnet", "plain"):
         raise ValueError(f"no PyTorch peer for {name!r}; there are resnet20, plain20, ...")
     return CifarResNet(int(name.removeprefix(family)), family == "resnet")
+
+
+# ---- what is timed ----
+
+# How PyTorch is run: float32 in its usual memory layout, in that of its faster kernels, compiled,
+# and with products in bfloat16.
+VARIANTS: dict[str, dict[str, bool]] = {
+    "NCHW": dict(channels_last=False),
+    "channels_last": dict(channels_last=True),
+    "compile": dict(channels_last=True, compiled=True),
+    "bf16": dict(channels_last=True, bf16=True),
+}
+
+
+def with_weights(name: str, weights: Sequence[Any]) -> nn.Module:
+    """Build a network with these parameters, NumPy arrays in the order of the network's."""
+    model = build(name)
+    with torch.no_grad():
+        for (key, p), w in zip(model.named_parameters(), weights, strict=True):
+            if p.shape != w.shape:
+                raise ValueError(f"{name}: {key} is {tuple(p.shape)} in PyTorch, here {w.shape}")
+            p.copy_(torch.from_numpy(w))
+    return model
+
+
+def training_step(
+    name: str, weights: Sequence[Any], *, channels_last: bool, compiled: bool = False,
+    bf16: bool = False,
+) -> tuple[Callable[[Any, Any], float], Callable[[], list[Any]]]:  # fmt: skip
+    """Make a function that does one step on images and targets (NumPy) and gives its loss.
+
+    And one that gives the parameters as they are then.
+    """
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = with_weights(name, weights).to(memory_format=layout)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+    forward = torch.compile(model) if compiled else model
+
+    def step(x: Any, targets: Any) -> float:
+        images = torch.tensor(x).contiguous(memory_format=layout)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(forward(images), torch.tensor(targets))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    return step, lambda: [p.detach().numpy() for p in model.parameters()]
+
+
+def inference(
+    name: str, weights: Sequence[Any], *, channels_last: bool, compiled: bool = False
+) -> Callable[[Any], Any]:
+    """Make a function from images to scores (both NumPy), in evaluation mode, nothing recorded."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = with_weights(name, weights).to(memory_format=layout).eval()
+    forward = torch.compile(model) if compiled else model
+
+    def scores(x: Any) -> Any:
+        with torch.inference_mode():
+            return forward(torch.from_numpy(x).contiguous(memory_format=layout)).numpy()
+
+    return scores
+
+
+def export(name: str, weights: Sequence[Any], x: Any, path: str) -> None:
+    """Write a network to an ONNX file, for images of x's shape."""
+    model = with_weights(name, weights).eval()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # torchvision, it says, isn't here
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own use of what it has deprecated
+        torch.onnx.export(model, (torch.tensor(x),), path, dynamo=True, verbose=False)

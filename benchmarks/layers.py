@@ -1,0 +1,282 @@
+"""Time convolutions here and in PyTorch: forward, gradients of the input (dX) and weights (dW).
+
+    python benchmarks/layers.py                         # two to three minutes
+    python benchmarks/layers.py --only 1x1              # the layers whose group or name has this
+    python benchmarks/layers.py --avx2                  # without AVX-512 on either side
+    python benchmarks/layers.py --quick --out results   # a few images; tables and plots as files
+
+Both sides get the same channels-last arrays. PyTorch runs conv2d and, for each gradient by itself,
+aten.convolution_backward. Each result of either side is first compared with float64, and what is
+off by more than 1e-4 of the largest value is not timed; the table says by how much ours is. GFLOP/s
+count the multiplications of the direct convolution, so Winograd can pass the peak.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, NamedTuple
+
+import numpy
+import typer
+from harness import (
+    AVX2_ONLY,
+    Avx2,
+    BackendName,
+    Call,
+    Out,
+    Quick,
+    Rounds,
+    Table,
+    Timing,
+    bars,
+    ceilings,
+    check_equal,
+    geometric_mean,
+    interleave,
+    milliseconds,
+    progress,
+    require_torch,
+    restart_with,
+)  # fmt: skip
+
+import tinygrad_cnn as tg
+from tinygrad_cnn.backends.base import Backend, nchw
+from tinygrad_cnn.backends.geometry import conv2d_settings, output_size
+from tinygrad_cnn.cli import run
+
+TOLERANCE = 1e-4  # of the largest value; Winograd's errors are 1e-5, a wrong tap's 1e-1
+
+
+class Layer(NamedTuple):
+    """A convolution: images, input channels and size, output channels, kernel, settings."""
+
+    group: str
+    name: str
+    N: int
+    C: int
+    size: int
+    O: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    groups: int = 1
+
+
+LAYERS = (
+    Layer("3x3", "ResNet-20, 16@32", 128, 16, 32, 16, 3, padding=1),
+    Layer("3x3", "ResNet-20, 32@16", 128, 32, 16, 32, 3, padding=1),
+    Layer("3x3", "ResNet-20, 64@8", 128, 64, 8, 64, 3, padding=1),
+    Layer("3x3", "64@56", 32, 64, 56, 64, 3, padding=1),
+    Layer("3x3", "128@28", 32, 128, 28, 128, 3, padding=1),
+    Layer("3x3", "256@14", 32, 256, 14, 256, 3, padding=1),
+    Layer("3x3", "512@7", 32, 512, 7, 512, 3, padding=1),
+    Layer("stride 2", "ResNet-20, 16@32 to 32", 128, 16, 32, 32, 3, stride=2, padding=1),
+    Layer("stride 2", "ResNet-20, 32@16 to 64", 128, 32, 16, 64, 3, stride=2, padding=1),
+    Layer("stride 2", "64@56 to 128", 32, 64, 56, 128, 3, stride=2, padding=1),
+    Layer("stem", "ResNet-20, 3@32 to 16", 128, 3, 32, 16, 3, padding=1),
+    Layer("stem", "7x7/2, 3@224 to 64", 32, 3, 224, 64, 7, stride=2, padding=3),
+    Layer("1x1", "64@56 to 256", 32, 64, 56, 256, 1),
+    Layer("1x1", "256@56 to 64", 32, 256, 56, 64, 1),
+    Layer("1x1", "512@28 to 128", 32, 512, 28, 128, 1),
+    Layer("1x1", "256@14 to 1024", 32, 256, 14, 1024, 1),
+    Layer("AlexNet", "11x11/4, 3@227 to 96", 32, 3, 227, 96, 11, stride=4),
+    Layer("AlexNet", "5x5, 96@27 to 256", 32, 96, 27, 256, 5, padding=2),
+    Layer("AlexNet", "5x5, 2 groups", 32, 96, 27, 256, 5, padding=2, groups=2),
+    Layer("other", "depthwise 3x3, 64@56", 32, 64, 56, 64, 3, padding=1, groups=64),
+    Layer("other", "dilated 3x3, 64@28", 32, 64, 28, 64, 3, padding=2, dilation=2),
+)
+
+
+class Work(NamedTuple):
+    """One result, computed by two sides and, to check them, in float64."""
+
+    ours: Call
+    theirs: Call
+    exact: Call
+
+
+# ---- convolutions ----
+
+
+def images(shape: tuple[int, ...], rng: numpy.random.Generator) -> Any:
+    """Draw channels-last images (N, C, H, W)."""
+    N, C, H, W = shape
+    return nchw(rng.standard_normal((N, H, W, C), "float32"))
+
+
+def convolution(layer: Layer, backend: Backend, rng: numpy.random.Generator) -> dict[str, Work]:
+    """Give the three passes of a convolution."""
+    N, C, size, O, k = layer[2:7]
+    settings = dict(stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
+    x = images((N, C, size, size), rng)
+    w = rng.standard_normal((O, C // layer.groups, k, k), "float32")
+    w /= math.sqrt(w[0].size)
+    at = conv2d_settings(x.shape, w.shape, groups=layer.groups, **settings)
+    pairs = {name: at[name] for name in ("stride", "padding", "dilation")}
+    g = images((N, O, *output_size((size, size), kernel=(k, k), **pairs)), rng)
+    ours = {
+        "forward": lambda: backend.conv2d(x, w, **at),
+        "dX": lambda: backend.conv2d_input_grad(g, w, x_shape=x.shape, **at),
+        "dW": lambda: backend.conv2d_weight_grad(g, x, w_shape=w.shape, **at),
+    }
+    theirs, exact = (torch_convolution(layer, x, w, g, double=d) for d in (False, True))
+    return {name: Work(ours[name], theirs[name], exact[name]) for name in ours}
+
+
+def torch_convolution(layer: Layer, x: Any, w: Any, g: Any, *, double: bool) -> dict[str, Call]:
+    """Give PyTorch's passes, channels_last."""
+    import torch
+
+    dtype = torch.float64 if double else torch.float32
+    x, w, g = (
+        torch.from_numpy(a).to(dtype).contiguous(memory_format=torch.channels_last)
+        for a in (x, w, g)
+    )
+    pairs = [[value] * 2 for value in (layer.stride, layer.padding, layer.dilation)]
+    at = (*pairs, False, [0, 0], layer.groups)
+
+    def backward(*mask: bool) -> Any:
+        grads = torch.ops.aten.convolution_backward(g, x, w, None, *at, mask)
+        return grads[mask.index(True)]
+
+    return {
+        "forward": lambda: torch.nn.functional.conv2d(x, w, None, *pairs, layer.groups),
+        "dX": lambda: backward(True, False, False),
+        "dW": lambda: backward(False, True, False),
+    }
+
+
+def gflop(layer: Layer) -> float:
+    """Count a pass of the direct convolution, 2 for each multiplication and addition, in 1e9."""
+    reach = layer.dilation * (layer.kernel - 1) + 1
+    out = (layer.size + 2 * layer.padding - reach) // layer.stride + 1
+    per_output = layer.C // layer.groups * layer.kernel**2
+    return 2 * layer.N * out**2 * layer.O * per_output / 1e9
+
+
+def paths(layer: Layer, backend: Backend) -> str:
+    """Name the algorithms of the three passes; once if they are the same."""
+    x, w = (layer.N, layer.C, layer.size, layer.size), (
+        layer.O, layer.C // layer.groups, layer.kernel, layer.kernel
+    )  # fmt: skip
+    settings = dict(stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
+    at = conv2d_settings(x, w, groups=layer.groups, **settings)
+    pairs = {name: at[name] for name in ("stride", "padding", "dilation")}
+    g = (layer.N, layer.O, *output_size(x[2:], kernel=w[2:], **pairs))
+    found = [
+        backend.choose("conv2d", shapes=(x, w), dtype="float32", **at),
+        backend.choose("conv2d_input_grad", shapes=(g, w), dtype="float32", x_shape=x, **at),
+        backend.choose("conv2d_weight_grad", shapes=(g, x), dtype="float32", w_shape=w, **at),
+    ]
+    return "/".join(dict.fromkeys(found))
+
+
+# ---- measuring ----
+
+
+def arrays(result: Any) -> list[Any]:
+    """Give one or several results as NumPy arrays."""
+    several = result if isinstance(result, list | tuple) else [result]
+    return [a.detach().numpy() if hasattr(a, "detach") else a for a in several]
+
+
+def measure(work: Work, *, what: str, rounds: int) -> tuple[Timing, Timing, float]:
+    """Check both sides, then time them: ours, theirs, and our largest error."""
+    wanted = arrays(work.exact())
+    error = 0.0
+    for side, call in {"ours": work.ours, "PyTorch's": work.theirs}.items():
+        found = zip(arrays(call()), wanted, strict=True)
+        errors = [check_equal(a, b, tolerance=TOLERANCE, what=f"{what}, {side}") for a, b in found]
+        error = max(errors) if side == "ours" else error
+    timings = interleave({"ours": work.ours, "theirs": work.theirs}, rounds=rounds)
+    return timings["ours"], timings["theirs"], error
+
+
+def cell(ours: Timing, theirs: Timing) -> str:
+    """Write our median and how many times faster it is."""
+    return f"{milliseconds(ours.median)} ({theirs.median / ours.median:.2f}x)"
+
+
+def means(groups: Iterable[tuple[str, dict[str, float]]]) -> list[str]:
+    """Write the geometric means by group and pass, a line for each group."""
+    collected: dict[str, dict[str, list[float]]] = {}
+    for group, ratios in groups:
+        for name, ratio in ratios.items():
+            collected.setdefault(group, {}).setdefault(name, []).append(ratio)
+    lines = ["geometric means of PyTorch / ours:"]
+    for group, passes in collected.items():
+        values = [ratio for some in passes.values() for ratio in some]
+        each = ", ".join(f"{name} {geometric_mean(some):.2f}" for name, some in passes.items())
+        whole = f"{geometric_mean(values):.2f} (the smallest is {min(values):.2f})"
+        lines.append(f"{group}: {each}; all passes {whole}")
+    return lines
+
+
+def convolutions(
+    layers: Sequence[Layer], backend: Backend, rng: numpy.random.Generator, rounds: int, out: Out
+) -> None:
+    """Measure convolutions and show their table."""
+    ceiling = ceilings()
+    columns = "layer|path|forward, ms|dX, ms|dW, ms|GFLOP/s forward, dX, dW|error forward, dX, dW"
+    table = Table("Convolutions: ours (times PyTorch's speed)", columns.split("|"))
+    ratios = []
+    for layer in progress(layers, "convolutions"):
+        works, cells, rates, errors, row = convolution(layer, backend, rng), [], [], [], {}
+        for name, work in works.items():
+            what = f"{layer.name} {name}"
+            ours, theirs, error = measure(work, what=what, rounds=rounds)
+            row[name] = theirs.median / ours.median
+            cells.append(cell(ours, theirs))
+            rates.append(f"{gflop(layer) / ours.median:.0f}")
+            errors.append(f"{error:.0e}")
+        ratios.append(row)
+        table.add(
+            f"{layer.group}: {layer.name}", paths(layer, backend), *cells, ", ".join(rates),
+            ", ".join(errors),
+        )  # fmt: skip
+    table.notes += [
+        f"batch 128 for ResNet-20's, else 32 (unless changed); n = {3 * rounds} calls; {ceiling}",
+        "errors: against float64, of the largest value",
+        *means((layer.group, row) for layer, row in zip(layers, ratios, strict=True)),
+    ]
+    show(table, out, "layers", [layer.name for layer in layers], ratios)
+
+
+def show(
+    table: Table, out: Out, name: str, labels: list[str], ratios: list[dict[str, float]]
+) -> None:
+    """Print a table; write it and its plot."""
+    table.show()
+    series = {key: [row[key] for row in ratios] for key in ratios[0]}
+    table.save(out, name, lambda axes: bars(axes, labels, series, unit="PyTorch / ours"))
+
+
+def main(
+    backend: BackendName = "numba",
+    rounds: Rounds = 5,
+    batch_size: Annotated[int, typer.Option(help="Images in a batch; 0: as in the table.")] = 0,
+    only: Annotated[str, typer.Option(help="Layers whose group or name contains this.")] = "",
+    quick: Quick = False,
+    avx2: Avx2 = False,
+    out: Out = None,
+) -> None:
+    require_torch("layers.py")
+    if avx2:
+        restart_with(AVX2_ONLY)
+    if quick:
+        batch_size, rounds = batch_size or 4, min(rounds, 2)
+    chosen, rng = tg.backends.get(backend), numpy.random.default_rng(0)
+    layers = [
+        layer._replace(N=batch_size or layer.N)
+        for layer in LAYERS
+        if only in layer.group + layer.name
+    ]
+    if not layers:
+        raise ValueError(f"no layer with {only!r} in its group or name")
+    convolutions(layers, chosen, rng, rounds, out)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,397 @@
+"""Time training steps of residual networks here and in PyTorch, on the same images and weights.
+
+    python benchmarks/steps.py                                  # ResNet-20, batch 128: 3 minutes
+    python benchmarks/steps.py --models resnet20,resnet56 --batch-sizes 32,512
+    python benchmarks/steps.py --all --out results              # every network: half an hour
+    python benchmarks/steps.py --avx2 --figure fresh            # without AVX-512 on either side
+    python benchmarks/steps.py --data-dir DIR --quick           # CIFAR-10; small batches
+
+Two figures. "fresh": each side runs in processes of its own with its own defaults, which is what a
+user gets. "alternating": all sides in one process, in blocks of ten steps, with this backend's
+setting of malloc, which makes PyTorch faster too. All sides first do two steps from the same
+weights and must have the same losses, and the first must move each parameter equally far.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, NamedTuple
+
+import numpy
+import typer
+from harness import (
+    AVX2_ONLY,
+    Avx2,
+    BackendName,
+    Call,
+    Out,
+    Quick,
+    Rounds,
+    Table,
+    Timing,
+    Unequal,
+    bars,
+    ceilings,
+    interleave,
+    milliseconds,
+    progress,
+    require_torch,
+    restart_with,
+    stopwatch,
+)  # fmt: skip
+
+import tinygrad_cnn as tg
+from tinygrad_cnn import data, models, nn, optim, train
+from tinygrad_cnn.cli import run
+
+OURS, FLOAT32 = "ours", ("NCHW", "channels_last", "compile")
+PEERS = (*FLOAT32, "bf16")
+SLOW_TO_COMPILE = "torch.compile takes minutes for {}; --peers compile asks for it"
+QUICK_TO_COMPILE = ("resnet8", "resnet9", "resnet20")
+# relative: of the losses of two steps, and of the way that the first moves each parameter
+TOLERANCES = {"float32": ((1e-5, 1e-3), 3e-3), "bf16": ((2e-2, 1e-1), 0.5)}
+BATCHES = 4  # that the steps go round in
+
+Batch = tuple[Any, Any]
+Step = Callable[[Any, Any], float]
+
+
+class Trainer(NamedTuple):
+    """A network in training: its step gives the loss; its parameters as they are then."""
+
+    step: Step
+    parameters: Callable[[], list[Any]]
+
+
+class Start(NamedTuple):
+    """A side's first two steps: their losses, and how far the first moved each parameter."""
+
+    losses: list[float]
+    moved: list[float]
+
+
+class Case(NamedTuple):
+    """A network and the size of its batches."""
+
+    model: str
+    batch_size: int
+
+
+STANDARD = (Case("resnet20", 128),)
+ALL = (
+    *(Case("resnet20", n) for n in (32, 128, 512)),
+    *(Case(name, 128) for name in ("resnet56", "resnet110", "preact_resnet164", "resnet9")),
+)
+
+
+# ---- the sides ----
+
+
+def fresh_weights(model: str) -> list[Any]:
+    """Draw a network's parameters, always the same."""
+    with tg.use_backend("numpy"):
+        return [
+            p.numpy() for p in models.build(model, rng=numpy.random.default_rng(0)).parameters()
+        ]
+
+
+def our_network(model: str, weights: Sequence[Any]) -> models.Classifier:
+    """Build a network with these parameters."""
+    net = models.build(model, rng=numpy.random.default_rng(0))
+    for p, w in zip(net.parameters(), weights, strict=True):
+        p.data = p.backend.asarray(w.copy())
+    return net
+
+
+def our_trainer(model: str, weights: Sequence[Any]) -> Trainer:
+    """Prepare our training."""
+    net = our_network(model, weights)
+    optimizer = optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+    return Trainer(
+        lambda x, targets: train.train_step(net, optimizer, x, targets)[0],
+        lambda: [p.numpy() for p in net.parameters()],
+    )
+
+
+def trainer(side: str, model: str, weights: Sequence[Any]) -> Trainer:
+    """Prepare a side's training."""
+    if side == OURS:
+        return our_trainer(model, weights)
+    import torch_models
+
+    return Trainer(*torch_models.training_step(model, weights, **torch_models.VARIANTS[side]))
+
+
+def batches(data_dir: Path | None, batch_size: int) -> list[Batch]:
+    """Make a few augmented training batches."""
+    train_set, _ = data.load(data_dir, images=2 * BATCHES * batch_size)
+    loader = data.Loader(
+        train_set, batch_size, seed=0, normalize=data.channel_statistics(train_set.images),
+        augment=data.random_crop_and_flip, drop_last=True,
+    )  # fmt: skip
+    return list(itertools.islice(loader.epoch(0), BATCHES))
+
+
+def begin(trainer: Trainer, some: Sequence[Batch]) -> Start:
+    """Do a side's first two steps."""
+    before = [p.copy() for p in trainer.parameters()]
+    losses = [trainer.step(*some[0])]
+    pairs = zip(trainer.parameters(), before, strict=True)
+    moved = [float(numpy.linalg.norm(after - p)) for after, p in pairs]
+    return Start([*losses, trainer.step(*some[1])], moved)
+
+
+def check_equal_starts(starts: Mapping[str, Start]) -> None:
+    """Raise Unequal unless all sides began as ours did, to rounding."""
+    ours = starts[OURS]
+    for side, theirs in starts.items():
+        losses, moves = TOLERANCES["bf16" if side == "bf16" else "float32"]
+        if not numpy.allclose(ours.losses, theirs.losses, rtol=losses, atol=0):
+            raise Unequal(
+                f"{side}: the first two steps' losses are {theirs.losses}, ours {ours.losses}, "
+                f"expected to differ by {losses} at most (relative); nothing is timed"
+            )
+        errors = abs(numpy.divide(ours.moved, theirs.moved) - 1)
+        if not errors.max() <= moves:
+            raise Unequal(
+                f"{side}: parameter {errors.argmax()} of {len(errors)} moved in the first step by "
+                f"{theirs.moved[errors.argmax()]:.6g}, ours by {ours.moved[errors.argmax()]:.6g}, "
+                f"expected to differ by {moves} at most (relative); nothing is timed"
+            )
+
+
+# ---- alternating, in this process ----
+
+
+def alternating(
+    trainers: Mapping[str, Trainer], some: list[Batch], *, rounds: int, steps: int = 10
+) -> dict[str, Timing]:
+    """Time the sides in blocks of ten steps, the first of which isn't counted."""
+    check_equal_starts({side: begin(trainer, some) for side, trainer in trainers.items()})
+    calls = {side: over(trainer, some) for side, trainer in trainers.items()}
+    return interleave(calls, rounds=rounds, calls=steps - 1)
+
+
+def over(trainer: Trainer, some: list[Batch]) -> Call:
+    """Let each call do the next of a few batches."""
+    stream = itertools.cycle(some)
+    return lambda: trainer.step(*next(stream))
+
+
+# ---- fresh, each side in a process of its own ----
+
+
+def write(folder: Path, weights: Sequence[Any], some: Sequence[Batch]) -> None:
+    """Leave weights and batches for the processes to come."""
+    numpy.savez(folder / "weights.npz", *weights)
+    numpy.savez(folder / "batches.npz", *itertools.chain.from_iterable(some))
+
+
+def read(folder: Path) -> tuple[list[Any], list[Batch]]:
+    """Read what `write` left."""
+    with numpy.load(folder / "weights.npz") as weights, numpy.load(folder / "batches.npz") as some:
+        flat = [some[name] for name in some.files]
+        return [weights[n] for n in weights.files], [*zip(flat[::2], flat[1::2], strict=True)]
+
+
+def in_this_process(side: str, model: str, folder: Path, seconds: float) -> None:
+    """Do a side's steps for some seconds and print losses and times as JSON."""
+    weights, some = read(folder)
+    training = trainer(side, model, weights)
+    beginning, call, times = begin(training, some), over(training, some), []
+    call()
+    start = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - start < seconds:
+        times.append(stopwatch(call))
+    print(json.dumps([beginning, times]))
+
+
+def in_own_process(
+    side: str, case: Case, folder: Path, seconds: float, backend: str
+) -> tuple[Start, list[float]]:
+    """Start `in_this_process` elsewhere; give what it measured, or raise what went wrong there."""
+    options = ["--models", case.model, "--side", side, "--folder", folder, "--seconds", seconds]
+    command = [sys.executable, __file__, *map(str, options), "--backend", backend]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise RuntimeError(f"{side}, {case.model}: its process failed: {lines[-1]}")
+    beginning, times = json.loads(done.stdout.splitlines()[-1])
+    return Start(*beginning), times
+
+
+def fresh(
+    case: Case, sides: Sequence[str], weights: Sequence[Any], some: list[Batch], *, rounds: int,
+    seconds: float, backend: str,
+) -> dict[str, Timing]:  # fmt: skip
+    """Time the sides in turn, each time in a new process."""
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    with TemporaryDirectory() as folder:
+        write(Path(folder), weights, some)
+        for _ in range(rounds):
+            found = {s: in_own_process(s, case, Path(folder), seconds, backend) for s in sides}
+            check_equal_starts({side: beginning for side, (beginning, _) in found.items()})
+            for side, (_, measured) in found.items():
+                times[side] += measured
+    return {side: Timing(values) for side, values in times.items()}
+
+
+# ---- the table ----
+
+
+def gflop(model: str) -> float:
+    """Count a training step's direct convolutions for one image, in 1e9; no dX of the first one."""
+    counts: list[int] = []
+
+    def count(layer: nn.Module, args: Any, y: tg.Tensor) -> None:
+        if isinstance(layer, nn.Conv2d):
+            counts.append(2 * y.size * layer.weight.size // y.shape[1])
+
+    with tg.use_backend("numpy"), tg.no_grad():
+        net = models.build(model, rng=numpy.random.default_rng(0))
+        for layer in net.modules():
+            layer.register_forward_hook(count)
+        net(tg.zeros(1, *net.image_shape))
+    return (3 * sum(counts) - counts[0]) / 1e9
+
+
+def cells(case: Case, timings: Mapping[str, Timing], peers: Sequence[str]) -> list[str]:
+    """Write ours and, with their ratio to it, the peers; then the ratio to the best in float32."""
+    ours = timings[OURS].median
+    row = [f"{timings[OURS]} (n = {len(timings[OURS].seconds)})"]
+    for peer in peers:
+        found = timings.get(peer)
+        row.append(f"{milliseconds(found.median)} ({found.median / ours:.2f}x)" if found else "-")
+    best = min((timings[p].median for p in FLOAT32 if p in timings), default=None)
+    row.append(f"**{best / ours:.2f}**" if best else "-")
+    rate = gflop(case.model) * case.batch_size / ours
+    return [*row, f"{case.batch_size / ours:.0f}", f"{rate:.0f}"]
+
+
+def sides_of(case: Case, peers: Sequence[str] | None) -> tuple[list[str], str | None]:
+    """List the sides of a case, and say which was left out."""
+    if peers is not None:
+        return [OURS, *peers], None
+    if case.model in QUICK_TO_COMPILE:
+        return [OURS, *PEERS], None
+    return [OURS, *(p for p in PEERS if p != "compile")], SLOW_TO_COMPILE.format(case.model)
+
+
+def usable(
+    sides: Sequence[str], model: str, weights: Sequence[Any], some: list[Batch]
+) -> dict[str, Trainer]:
+    """Prepare each side; where torch.compile can't run it is left out, with the reason."""
+    trainers = {side: trainer(side, model, weights) for side in sides}
+    if "compile" in trainers:
+        try:  # now it compiles; the processes to come find that on disk
+            trainers["compile"].step(*some[0])
+            trainers["compile"] = trainer("compile", model, weights)
+        except Exception as error:  # whatever a compiler may raise
+            del trainers["compile"]
+            print(f"torch.compile is left out: {str(error).splitlines()[0]}", file=sys.stderr)
+    return trainers
+
+
+def measure(
+    case: Case, figures: Sequence[str], peers: Sequence[str] | None, *, rounds: int,
+    seconds: float, data_dir: Path | None, table: Table, backend: str,
+) -> dict[str, dict[str, Timing]]:  # fmt: skip
+    """Measure a case's figures and add their rows to the table."""
+    sides, left_out = sides_of(case, peers)
+    if left_out and left_out not in table.notes:
+        table.notes.append(left_out)
+    weights, some = fresh_weights(case.model), batches(data_dir, case.batch_size)
+    trainers = usable(sides, case.model, weights, some)
+    found = {}
+    if "fresh" in figures:
+        found["fresh"] = fresh(
+            case, [*trainers], weights, some, rounds=rounds, seconds=seconds, backend=backend
+        )
+    if "alternating" in figures:
+        found["alternating"] = alternating(trainers, some, rounds=rounds)
+    for figure, timings in found.items():
+        table.add(case.model, case.batch_size, figure, *cells(case, timings, PEERS))
+    return found
+
+
+def cases(names: str | None, sizes: str, all_of_them: bool) -> list[Case]:
+    """List the cases that are asked for; a network that isn't there is skipped, with a line."""
+    asked = ALL if all_of_them else STANDARD
+    if names:
+        asked = tuple(
+            Case(name, int(size))
+            for name, size in itertools.product(names.split(","), sizes.split(","))
+        )
+    for name in dict.fromkeys(case.model for case in asked if case.model not in models.names()):
+        print(f"{name}: skipped, there is no such network (yet)")
+    return [case for case in asked if case.model in models.names()]
+
+
+def main(
+    networks: Annotated[
+        str | None, typer.Option("--models", help="Networks, separated by commas.")
+    ] = None,
+    batch_sizes: Annotated[str, typer.Option(help="With --models: of each network.")] = "128",
+    everything: Annotated[bool, typer.Option("--all", help="All networks and sizes.")] = False,
+    peers: Annotated[str | None, typer.Option(help=f"Some of {','.join(PEERS)}.")] = None,
+    figure: Annotated[str, typer.Option(help="fresh, alternating or both.")] = "both",
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with CIFAR-10.")] = None,
+    backend: BackendName = "numba",
+    rounds: Rounds = 3,
+    seconds: Annotated[float, typer.Option(help="Of each process of the fresh figure.")] = 3.0,
+    quick: Quick = False,
+    avx2: Avx2 = False,
+    out: Out = None,
+    side: Annotated[str, typer.Option(hidden=True)] = "",
+    folder: Annotated[Path, typer.Option(hidden=True)] = Path(),
+) -> None:
+    if side in ("", OURS):
+        tg.set_backend(backend)  # in PyTorch's own process it would change malloc
+    if side:
+        in_this_process(side, networks or "", folder, seconds)
+        return
+    require_torch("steps.py")
+    if avx2:
+        restart_with(AVX2_ONLY)
+    if quick:
+        networks, batch_sizes, rounds, seconds = networks or "resnet20", "16", min(rounds, 2), 0.3
+        peers = peers or "NCHW,channels_last,bf16"
+    figures = ("fresh", "alternating") if figure == "both" else (figure,)
+    columns = [
+        "network", "batch", "figure", "ours, ms", *(f"PyTorch {peer}, ms" for peer in PEERS),
+        "best float32 PyTorch / ours", "images/s", "GFLOP/s",
+    ]  # fmt: skip
+    table = Table("Training steps, SGD with momentum", columns)
+    chosen, results = cases(networks, batch_sizes, everything), {}
+    for case in progress(chosen, "networks"):
+        found = measure(
+            case, figures, peers.split(",") if peers else None, rounds=rounds, seconds=seconds,
+            data_dir=data_dir, table=table, backend=backend,
+        )  # fmt: skip
+        results.update({f"{case.model}, {case.batch_size}, {f}": t for f, t in found.items()})
+    table.notes += [
+        f"images: {'CIFAR-10' if data_dir else 'built-in shapes'}; backend {backend}; {ceilings()}",
+        "GFLOP/s: of direct convolutions, without the dX of the first",
+    ]
+    table.show()
+    table.save(out, "steps", lambda axes: plot(axes, results))
+
+
+def plot(axes: Any, results: Mapping[str, Mapping[str, Timing]]) -> None:
+    """Draw how many times longer PyTorch takes."""
+    series = {
+        peer: [t[peer].median / t[OURS].median if peer in t else 0.0 for t in results.values()]
+        for peer in PEERS
+    }
+    bars(axes, [*results], series, unit="PyTorch / ours")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,412 @@
+"""The benchmarks: each runs, and refuses to time what computes something else."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinygrad_cnn as tg
+from tinygrad_cnn import backends, cli
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+PROGRAMS = ("backends", "layers", "memory_passes", "steps", "scaling", "inference")
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Load a file of benchmarks/, whose programs import each other by their plain names."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(backends, "_chosen", backends._chosen)
+    for path in FOLDER.glob("*.py"):
+        monkeypatch.setitem(sys.modules, path.stem, None)  # afterwards nothing of them is left
+        del sys.modules[path.stem]
+
+    def load(name):
+        if name in sys.modules:
+            return sys.modules[name]
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def run(load, monkeypatch, capsys):
+    """Run a program in this process; give its exit status, stdout and stderr."""
+
+    def run(name, *args):
+        module = load(name)
+        monkeypatch.setattr(sys, "argv", [str(FOLDER / f"{name}.py"), *map(str, args)])
+        with pytest.raises(SystemExit) as exit:
+            cli.run(module.main)
+        return exit.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def _torch():
+    pytest.importorskip("torch")
+
+
+def rows(out, title):
+    """Give the cells of the Markdown table under a title."""
+    table = out.partition(f"### {title}")[2].partition("\n\n")[2].partition("\n\n")[0]
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()]
+    assert cells, out
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
+def check_files(folder, name):
+    """Expect a table and a picture, and nothing half-written beside them."""
+    assert (folder / f"{name}.md").read_text(encoding="utf-8").startswith("### ")
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(folder.glob(".*"))
+
+
+# ---- every program ----
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_docstring_tells_how_to_run_it(load, name):
+    module = load(name)
+    assert f"\n    python benchmarks/{name}.py" in module.__doc__
+    options = set(re.findall(r"--[\w-]+", module.__doc__)) - {"--help"}
+    source = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    for option in options - {"--quick", "--avx2"}:
+        assert f'"{option}"' in source or f"    {option[2:].replace('-', '_')}: " in source
+
+
+def test_backends(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    status, out, _ = run("backends", "--batch-size", 2, "--rounds", 1, "--out", tmp_path)
+    found = rows(out, "Kernels, batch 2")
+    assert status == 0
+    assert {row["kernel"] for row in found} == sys.modules["backends"].kernels()
+    assert [r["path"] for r in found if r["kernel"] == "conv2d"] == ["winograd"] * 3
+    assert all(float(row["times numpy's speed"]) >= 0 for row in found)
+    check_files(tmp_path, "backends")
+
+
+@pytest.mark.usefixtures("_torch")
+def test_layers(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    options = ["--batch-size", 2, "--rounds", 1, "--only", "ResNet-20", "--out", tmp_path]
+    status, out, _ = run("layers", *options)
+    found = rows(out, "Convolutions")
+    assert status == 0
+    assert len(found) == 6
+    for row in found:
+        errors = [float(e) for e in row["error forward, dX, dW"].split(",")]
+        assert max(errors) < 5e-5  # so the table shows them
+        assert all(re.fullmatch(r"[\d.]+ \([\d.]+x\)", row[f"{p}, ms"]) for p in ("dX", "dW"))
+    assert re.search(r"^3x3: forward [\d.]+, dX [\d.]+, dW [\d.]+; all passes", out, re.MULTILINE)
+    check_files(tmp_path, "layers")
+
+
+@pytest.mark.usefixtures("_torch")
+def test_every_kind_of_layer_agrees_with_pytorch(load):
+    """Also the large ones, by one image in a small picture."""
+    layers, rng = load("layers"), np.random.default_rng(0)
+    for layer in layers.LAYERS:
+        small = layer._replace(N=1, size=min(layer.size, 4 * layer.kernel), C=min(layer.C, 64))
+        small = small if layer.groups == 1 else small._replace(C=layer.C)
+        for work in layers.convolution(small, backends.get("numba"), rng).values():
+            exact = work.exact().numpy()
+            assert layers.check_equal(work.ours(), exact, tolerance=1e-4, what=layer.name) > 0
+
+
+@pytest.mark.usefixtures("_torch")
+def test_memory_passes(run):
+    status, out, _ = run("memory_passes", "--batch-size", 1, "--rounds", 1)
+    assert status == 0
+    assert len(rows(out, "Pools and norms")) == len(sys.modules["memory_passes"].OPS)
+    assert re.search(r"^norms: forward [\d.]+, backward [\d.]+; all passes", out, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("_torch")
+def test_steps(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    options = ["--models", "resnet8,resnet9000", "--quick", "--peers", "channels_last"]
+    status, out, err = run("steps", *options, "--rounds", 1, "--out", tmp_path)
+    assert (status, err) == (0, "")
+    assert "resnet9000: skipped, there is no such network" in out
+    found = rows(out, "Training steps")
+    assert [row["figure"] for row in found] == ["fresh", "alternating"]
+    for row in found:
+        assert row["PyTorch NCHW, ms"] == "-"
+        assert re.fullmatch(r"[\d.]+ \([\d.]+x\)", row["PyTorch channels_last, ms"])
+    check_files(tmp_path, "steps")
+
+
+@pytest.mark.usefixtures("_torch")
+def test_bfloat16_is_near_enough(run):
+    options = ["--models", "resnet8", "--figure", "alternating", "--peers", "bf16"]
+    status, out, _ = run("steps", "--quick", "--rounds", 1, *options)
+    assert status == 0
+    (row,) = rows(out, "Training steps")
+    assert re.fullmatch(r"[\d.]+ \([\d.]+x\)", row["PyTorch bf16, ms"])
+    assert row["best float32 PyTorch / ours"] == "-"
+
+
+def test_a_side_that_fails_in_its_process_is_named(load, tmp_path):
+    steps = load("steps")
+    steps.write(tmp_path, [], [(np.zeros((2, 3, 32, 32), "float32"), np.zeros(2, int))])
+    with pytest.raises(RuntimeError, match=r"^ours, resnet8: its process failed: steps: zip\(\)"):
+        steps.in_own_process(steps.OURS, steps.Case("resnet8", 2), tmp_path, 0.1, "numpy")
+
+
+@pytest.mark.usefixtures("_torch")
+def test_where_nothing_can_be_compiled_that_side_is_left_out(load, monkeypatch, capsys):
+    steps, peers = load("steps"), load("torch_models")
+    weights, some = steps.fresh_weights("resnet8"), steps.batches(None, 2)
+
+    def compile(model):
+        raise RuntimeError("no C++ compiler\n...")
+
+    monkeypatch.setattr(peers.torch, "compile", lambda model: compile)
+    with tg.use_backend("numpy"):
+        found = steps.usable([steps.OURS, "compile", "NCHW"], "resnet8", weights, some)
+    assert [*found] == [steps.OURS, "NCHW"]
+    assert capsys.readouterr().err == "torch.compile is left out: no C++ compiler\n"
+
+
+def test_scaling(run, load, monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    small = dict(depths=(8, 20, 32), batch=2, batches=(2, 4))
+    monkeypatch.setattr(load("scaling"), "QUICK", small)
+    options = ["--quick", "--rounds", 1, "--backend", "numpy", "--out", tmp_path]
+    status, out, err = run("scaling", *options)
+    assert (status, err) == (0, "")
+    assert [r["network"] for r in rows(out, "Depth")] == ["resnet8", "resnet20", "resnet32"]
+    assert re.search(r"resnet20 is [+-][\d.]+% off the line .* t\(32\)/t\(8\) = [\d.]+", out)
+    assert [r["batch"] for r in rows(out, "Batch size")] == ["2", "4"]
+    assert rows(out, "Threads")[0]["speed-up"] == "1.00"
+    started = {row["what"]: float(row["seconds"]) for row in rows(out, "Start-up")}
+    assert 0 < started["import tinygrad_cnn"] < started["first step, warm"] + 10
+    for row in rows(out, "Memory"):
+        assert float(row["growth, MB"]) == pytest.approx(
+            float(row["peak, MB"]) - float(row["loaded, MB"]), abs=1.1
+        )
+    for name in ("depth", "batch", "threads", "start_up", "memory"):
+        check_files(tmp_path, name)
+
+
+@pytest.mark.usefixtures("_torch")
+def test_inference(run, load, monkeypatch):
+    def unavailable(model, weights, x):
+        raise ImportError("No module named 'onnxruntime'")
+
+    monkeypatch.setitem(load("inference").SIDES, "onnxruntime", unavailable)
+    options = ["--models", "resnet8", "--batch-sizes", "3", "--rounds", 1]
+    status, out, _ = run("inference", *options, "--peers", "channels_last,onnxruntime")
+    assert status == 0
+    assert "onnxruntime is left out for resnet8: No module named 'onnxruntime'" in out
+    (row,) = rows(out, "Inference")
+    assert row["onnxruntime, ms"] == row["compile, ms"] == "-"
+    assert re.fullmatch(r"[\d.]+ \([\d.]+x\)", row["eager, ms"])
+
+
+@pytest.mark.parametrize("name", ["layers", "memory_passes", "steps", "inference"])
+def test_without_pytorch_there_is_a_sentence(run, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    status, _, err = run(name)
+    assert status == 1
+    assert err == (
+        f"{name}: {name}.py compares with PyTorch, which isn't installed; pip install torch\n"
+    )
+
+
+# ---- a wrong result ----
+
+
+@pytest.fixture
+def spoil(load, monkeypatch):
+    """Make a kernel of numba 1 % too large, and count instead of timing."""
+    timed = []
+
+    def spoil(kernel, program):
+        numba = type(backends.get("numba"))
+        right = getattr(numba, kernel)
+
+        def wrong(self, *arrays, **settings):
+            result = right(self, *arrays, **settings)
+            return (result[0] * 1.01, *result[1:]) if isinstance(result, tuple) else result * 1.01
+
+        monkeypatch.setattr(numba, kernel, wrong)
+        monkeypatch.setattr(load(program), "interleave", count)
+        return timed
+
+    def count(sides, **settings):
+        timed.append(sides)
+        return {side: sys.modules["harness"].Timing([1.0]) for side in sides}
+
+    return spoil
+
+
+def test_a_wrong_kernel_is_not_timed(run, spoil):
+    timed = spoil("relu", "backends")
+    status, _, err = run("backends", "--batch-size", 2, "--only", "relu")
+    assert (status, timed) == (1, [])
+    assert re.search(r"relu 16@32x32 on numba: results differ by 1.0e-02 of the largest", err)
+
+
+@pytest.mark.usefixtures("_torch")
+@pytest.mark.parametrize(
+    ("kernel", "program", "only", "message", "before"),
+    [
+        ("conv2d", "layers", "64@8", "64@8 forward, ours: results differ by 1.0e-02", 0),
+        ("conv2d_weight_grad", "layers", "64@8", "64@8 dW, ours: results differ by", 2),
+        ("max_pool2d", "memory_passes", "max pool 2x2", "32@32 forward, ours: results differ", 0),
+        ("batch_norm_grad", "memory_passes", "64@8", "64@8 backward, ours: results differ", 1),
+    ],
+)
+def test_a_wrong_kernel_is_not_compared(run, spoil, kernel, program, only, message, before):
+    timed = spoil(kernel, "layers")  # where both programs' timing is
+    status, _, err = run(program, "--quick", "--only", only)
+    assert (status, len(timed)) == (1, before)  # the passes before it were right
+    assert message in err
+    assert "is not timed" in err
+
+
+@pytest.mark.usefixtures("_torch")
+def test_wrong_scores_are_not_timed(run, spoil):
+    timed = spoil("conv2d", "inference")
+    options = ["--models", "resnet8", "--batch-sizes", "2", "--peers", "eager"]
+    status, _, err = run("inference", *options)
+    assert (status, timed) == (1, [])
+    assert "resnet8, batch 2, ours against PyTorch eager: results differ by" in err
+
+
+@pytest.mark.usefixtures("_torch")
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        ("batch_norm", "channels_last: the first two steps' losses are"),
+        ("conv2d_weight_grad", "of 23 moved in the first step by"),
+    ],
+)
+def test_a_wrong_step_is_not_timed(run, spoil, kernel, message):
+    timed = spoil(kernel, "steps")
+    options = ["--models", "resnet8", "--figure", "alternating", "--peers", "channels_last"]
+    status, _, err = run("steps", "--quick", *options)
+    assert (status, timed) == (1, [])
+    assert message in err
+
+
+# ---- the harness ----
+
+
+def test_difference(load):
+    difference = load("harness").difference
+    assert difference([1.0, 2.0], [1.0, 4.0]) == 0.5
+    assert difference([], []) == 0
+    assert difference([0.0], [0.0]) == 0
+    assert difference([1.0], [1.0, 1.0]) == math.inf
+    assert math.isnan(difference([math.nan], [1.0]))
+
+
+@pytest.mark.parametrize("wrong", [1.1, math.nan, math.inf])
+def test_check_equal(load, wrong):
+    harness = load("harness")
+    assert harness.check_equal([1.0], [1.01], tolerance=0.1, what="it") == pytest.approx(
+        0.0099, 1e-2
+    )
+    with pytest.raises(harness.Unequal, match=r"^it: results differ by .* more than 1e-02"):
+        harness.check_equal([wrong], [1.0], tolerance=0.01, what="it")
+
+
+def test_interleave(load, monkeypatch):
+    harness, calls = load("harness"), []
+    monkeypatch.setattr(harness, "PAUSE", 0)
+    sides = {name: lambda name=name: calls.append(name) for name in "ab"}
+    timings = harness.interleave(sides, rounds=2, calls=2)
+    assert "".join(calls) == "aaabbbaaabbb"  # the first of each block isn't counted
+    assert [len(t.seconds) for t in timings.values()] == [4, 4]
+
+
+def test_timing(load):
+    timing = load("harness").Timing([0.001, 0.002, 0.003, 0.004, 0.1])
+    assert timing.median == 0.003
+    assert timing.spread == pytest.approx(1 / 3)
+    assert str(timing) == "3.00 ±33%"
+
+
+def test_table(load, capsys):
+    table = load("harness").Table("Title", ["a", "b"], notes=["a note"])
+    table.add(1, "two")
+    table.show()
+    assert capsys.readouterr().out == (
+        "### Title\n\n| a | b |\n| --- | --- |\n| 1 | two |\n\na note  \n\n"
+    )
+
+
+def test_table_in_a_terminal(load, capsys, monkeypatch):
+    table = load("harness").Table("Title", ["a", "b"], notes=["[note]"])
+    table.add(1, "[bold]two")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    table.show()
+    out = capsys.readouterr().out
+    assert "[note]" in out
+    assert "[bold]two" in out
+
+
+def test_the_machine_is_described(load):
+    hardware, software = load("harness").machine()
+    assert re.search(r"\d+ cores, (AVX-512|AVX2|NEON|SSE); threads: \d+ \(Numba\)", hardware)
+    assert f"NumPy {np.__version__}" in software
+
+
+def test_ceilings_are_positive(load):
+    harness = load("harness")
+    assert harness.sgemm_peak(64) > 0
+    assert harness.copy_bandwidth(1) > 0
+
+
+def test_restart_with(load, monkeypatch, capfd):
+    harness = load("harness")
+    script = "import os; print(os.environ['COLOUR'])"
+    monkeypatch.setattr(sys, "argv", ["-c", script])
+    with pytest.raises(SystemExit, match="0"):
+        harness.restart_with({"COLOUR": "blue"})
+    assert capfd.readouterr().out == "blue\n"
+    monkeypatch.setenv("COLOUR", "blue")
+    harness.restart_with({"COLOUR": "blue"})  # goes on in this process
+
+
+def test_off_the_line(load):
+    scaling = load("scaling")
+    assert scaling.off_the_line((20, 56, 110), (1.0, 2.2, 4.0)) == pytest.approx(0.0)
+    assert scaling.off_the_line((0, 1, 2), (1.0, 2.2, 3.0)) == pytest.approx(0.1)
+
+
+@pytest.mark.usefixtures("_torch")
+def test_peers_have_the_papers_parameters(load):
+    build = load("torch_models").build
+    counts = dict(resnet20=269722, resnet110=1727962, preact_resnet164=1703258, resnet9=6573120)
+    found = {name: sum(p.numel() for p in build(name).parameters()) for name in counts}
+    assert found == counts
+
+
+def test_convolutions_are_counted(load):
+    """FACTS: 40.55 M multiplications an image; three passes, without the first layer's dX."""
+    first = 2 * 3 * 9 * 16 * 32 * 32 / 1e9
+    assert load("steps").gflop("resnet20") == pytest.approx(3 * 2 * 40.55e-3 - first, rel=1e-3)
+
+
+def test_weights_are_the_same_on_both_sides(load):
+    steps = load("steps")
+    weights = steps.fresh_weights("resnet8")
+    with tg.use_backend("numpy"):
+        net = steps.our_network("resnet8", weights)
+    for p, w in zip(net.parameters(), weights, strict=True):
+        np.testing.assert_array_equal(p.numpy(), w)
+        assert not np.shares_memory(p.data, w)
