@@ -22,8 +22,7 @@ def conv2d_input_grad(g, w, *, x_shape, plus=None, **at):
 
     `plus` is a constant: nothing is recorded when there is one.
     """
-    w_shape = w.shape
-    plus = None if plus is None else plus.data
+    w_shape, plus = w.shape, None if plus is None else plus.data
     return g.backend.conv2d_input_grad(g.data, w.data, x_shape=x_shape, plus=plus, **at), (
         lambda h: conv2d(h, w, **at),
         lambda h: conv2d_weight_grad(g, h, w_shape=w_shape, **at),
