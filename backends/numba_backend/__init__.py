@@ -44,6 +44,11 @@ def _same_images(shapes: Shapes, **settings: Any) -> bool:
     return len(shapes[0]) == 4 and all(shape == shapes[0] for shape in shapes)
 
 
+def _one_a_channel(shapes: Shapes, *, out: Any = None, **settings: Any) -> bool:
+    x, b = shapes
+    return len(x) == 4 and b == (1, x[1], 1, 1) and out is None
+
+
 def _large(shapes: Shapes, **settings: Any) -> bool:
     return math.prod(shapes[0]) >= 8192  # below, NumPy is done before a kernel is called
 
@@ -103,7 +108,7 @@ PATHS: dict[str, tuple[Path, ...]] = {
     **_convolutions("conv2d_input_grad"),
     **_convolutions("conv2d_weight_grad"),
     "matmul": (Path("threaded", "product", _large_matrices),),
-    "add": (Path("compiled", "pointwise", _same_images),),
+    "add": (Path("compiled", "pointwise", _same_images), Path("compiled", "bias", _one_a_channel)),
     "relu": (Path("compiled", "pointwise", _same_images),),
     "relu_grad": (Path("compiled", "pointwise", _same_images),),
     "max_pool2d": (
