@@ -194,6 +194,51 @@ def test_nothing_is_captured_where_nothing_is_recorded(no_gc):
     assert not y.requires_grad
 
 
+def test_pooling_keeps_no_positions_where_nothing_is_recorded(no_gc, monkeypatch):
+    backend, positions = tg.backends.get("numpy"), []
+    pool = backend.max_pool2d
+
+    def watched(*arrays, **settings):
+        y, argmax = pool(*arrays, **settings)
+        positions.append(weakref.ref(argmax))
+        return y, argmax
+
+    monkeypatch.setattr(backend, "max_pool2d", watched)
+    x = leaf(np.ones((1, 1, 4, 4)))
+    kept = F.max_pool2d(x, 2)
+    with tg.no_grad():
+        passed = F.max_pool2d(x, 2)
+    assert (kept.requires_grad, passed.requires_grad) == (True, False)
+    assert positions[0]() is not None
+    assert positions[1]() is None
+
+
+def test_a_vjp_may_add_the_gradient_that_waits(toy):
+    waited = []
+
+    @toy
+    def double(x):
+        def vjp(g, plus=None):
+            waited.append(plus is not None)
+            return g * 2.0 if plus is None else g * 2.0 + plus
+
+        return x.data * 2, (vjp,)
+
+    x, seed = leaf([1.0, 2.0]), tg.tensor([1.0, 10.0], dtype="float64")
+    (double(x) + x).backward(seed)  # what waits at x is the seed itself
+    assert values(x.grad) == [3.0, 30.0]
+    assert values(seed) == [1.0, 10.0]
+    double(x).backward(seed)
+    (recorded,) = tg.grad(double(x) + x, x, seed, create_graph=True)  # there it can't be recorded
+    assert values(recorded) == [3.0, 30.0]
+    assert waited == [True, False, False]
+
+
+def test_an_image_may_be_its_own_filter():
+    x = leaf(np.arange(1.0, 7.0).reshape(1, 1, 2, 3))
+    assert tg.gradcheck(lambda x: F.conv2d(x, x, padding=1)[:, :, :2, :3] * x + x, [x], order=2)
+
+
 @pytest.mark.parametrize("given", [(), (lambda g: g, lambda g: g)])
 def test_the_number_of_vjps_is_checked_when_recorded(toy, given):
     @toy
