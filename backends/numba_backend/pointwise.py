@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy
 from numba import prange
 
 from ..base import Array, nhwc
@@ -51,11 +52,12 @@ def _parts(x: Array) -> int:
 
 def add(x: Array, y: Array, *, out: Array = None) -> Array:
     """x + y, into `out` if given."""
-    z = empty_like(x) if out is None or not nhwc(out).flags.c_contiguous else out
-    add_flat(flat(x), flat(y), _parts(x), flat(z))
-    if out is not None and out is not z:
-        out[...] = z
-    return z if out is None else out
+    z = empty_like(x) if out is None else out
+    values = flat(z)  # a copy, where `out` is not as kernels want it
+    add_flat(flat(x), flat(y), _parts(x), values)
+    if not numpy.may_share_memory(values, z):
+        nhwc(z)[...] = values.reshape(nhwc(z).shape)
+    return z
 
 
 def relu(x: Array) -> Array:

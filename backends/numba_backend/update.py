@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy
 from numba import prange
 
 from ..base import Array
@@ -29,7 +28,7 @@ def sgd_update(
     nesterov: bool,
 ) -> None:  # fmt: skip
     """Update p and velocity in place: v <- momentum*v + d, p <- p - lr*v, d = g + decay*p."""
-    own_p, own_v = numpy.ascontiguousarray(p), numpy.ascontiguousarray(velocity)
+    own_p, own_v = contiguous(p), contiguous(velocity)
     parts = number_of_parts(p.size, p.size)
     rows = (a.reshape(-1) for a in (own_p, contiguous(g), own_v))
     sgd(*rows, lr, momentum, weight_decay, nesterov, parts)

@@ -85,6 +85,8 @@ POOL = dict(stride=(1, 1), padding=((0, 0), (0, 0)))
     ("path", "kernel", "shapes", "settings"),
     [
         ("compiled", "add", (X, X), {}),
+        ("compiled", "add", (X, (1, 16, 1, 1)), {}),
+        ("reference", "add", (X, (1, 16, 1, 1)), dict(out=X)),
         ("reference", "add", (X, (16, 1, 1)), {}),
         ("reference", "add", ((2, 3), (2, 3)), {}),
         ("compiled", "relu", (X,), {}),
@@ -148,6 +150,40 @@ def test_additions_into_an_array(draw):
     for out in np.empty_like(x), np.empty(x.shape, x.dtype):
         assert NUMBA.add(x, y, out=out) is out
         np.testing.assert_array_equal(out, x + y)
+
+
+def unaligned(a):
+    """Copy an array to a place between two floats, as a file's bytes may lie."""
+    memory = np.frombuffer(bytearray(a.nbytes + 1), np.uint8)[1:]
+    copy = memory.view(a.dtype).reshape(a.shape)
+    copy[...] = a
+    assert not copy.flags.aligned
+    return copy
+
+
+def test_arrays_from_any_address():
+    rng = np.random.default_rng(0)
+    x, y, out = (rng.standard_normal((9, 8, 8, 16)).astype("f") for _ in range(3))
+    last = [unaligned(a).transpose(0, 3, 1, 2) for a in (x, y, out)]
+    assert NUMBA.add(*last[:2], out=last[2]) is last[2]
+    np.testing.assert_array_equal(nhwc(last[2]), x + y)
+    p, g, v = map(unaligned, (x, y, out))
+    at = dict(lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True)
+    NUMBA.sgd_update(p, g, v, **at)
+    NUMPY.sgd_update(x, y, out, **at)
+    np.testing.assert_allclose(p, x, atol=1e-6)
+    np.testing.assert_allclose(v, out, atol=1e-6)
+
+
+@given(sources)
+def test_a_value_is_added_to_each_channel(draw):
+    x, row = draw(), draw.row()[None, :, None, None]
+    here, there = both("add", x, row)
+    np.testing.assert_array_equal(here, there, strict=True)
+    assert nhwc(here).flags.c_contiguous
+    out = np.empty_like(x)
+    assert NUMBA.add(x, row, out=out) is out
+    np.testing.assert_array_equal(out, there)
 
 
 SPECIAL = [0.0, -0.0, 1.5, -1.5, np.inf, -np.inf, np.nan]
