@@ -218,7 +218,6 @@ def convolutions(
     layers: Sequence[Layer], backend: Backend, rng: numpy.random.Generator, rounds: int, out: Out
 ) -> None:
     """Measure convolutions and show their table."""
-    ceiling = ceilings()
     columns = "layer|path|forward, ms|dX, ms|dW, ms|GFLOP/s forward, dX, dW|error forward, dX, dW"
     table = Table("Convolutions: ours (times PyTorch's speed)", columns.split("|"))
     ratios = []
@@ -232,12 +231,10 @@ def convolutions(
             rates.append(f"{gflop(layer) / ours.median:.0f}")
             errors.append(f"{error:.0e}")
         ratios.append(row)
-        table.add(
-            f"{layer.group}: {layer.name}", paths(layer, backend), *cells, ", ".join(rates),
-            ", ".join(errors),
-        )  # fmt: skip
+        name = f"{layer.group}: {layer.name}, {layer.N} images"
+        table.add(name, paths(layer, backend), *cells, ", ".join(rates), ", ".join(errors))
     table.notes += [
-        f"batch 128 for ResNet-20's, else 32 (unless changed); n = {3 * rounds} calls; {ceiling}",
+        f"n = {3 * rounds} calls; {ceilings()}",
         "errors: against float64, of the largest value",
         *means((layer.group, row) for layer, row in zip(layers, ratios, strict=True)),
     ]

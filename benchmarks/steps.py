@@ -55,8 +55,9 @@ OURS, FLOAT32 = "ours", ("NCHW", "channels_last", "compile")
 PEERS = (*FLOAT32, "bf16")
 SLOW_TO_COMPILE = "torch.compile takes minutes for {}; --peers compile asks for it"
 QUICK_TO_COMPILE = ("resnet8", "resnet9", "resnet20")
-# relative: of the losses of two steps, and of the way that the first moves each parameter
-TOLERANCES = {"float32": ((1e-5, 1e-3), 3e-3), "bf16": ((2e-2, 1e-1), 0.5)}
+# Relative: of the losses of two steps, and of the way that the first moves each parameter. Rounding
+# grows with depth: in one parameter of ResNet-110, PyTorch's own two layouts differ by 3 %.
+TOLERANCES = {"float32": ((1e-5, 1e-2), 0.05), "bf16": ((2e-2, 1e-1), 1.0)}
 BATCHES = 4  # that the steps go round in
 
 Batch = tuple[Any, Any]
