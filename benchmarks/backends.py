@@ -120,6 +120,8 @@ def rest(batch: int, rng: numpy.random.Generator) -> Iterator[Case]:
     sgd = dict(lr=0.01, momentum=0.9, weight_decay=1e-4, nesterov=False)
     pixels = rng.integers(256, size=(batch, 3, 32, 32)).astype("uint8")
     offsets, flips = rng.integers(9, size=(batch, 2)), rng.integers(2, size=batch) == 1
+    features, weights = rng.standard_normal((batch, 64), "float32"), p[:, :10, 0, 0]
+    yield Case("matmul", "64 to 10", (features, weights), {})
     yield Case("softmax_cross_entropy", "10 classes", (logits, targets), dict(label_smoothing=0.0))
     yield Case("sgd_update", "64x64x3x3", (p, g, velocity), sgd)
     yield Case("crop_and_flip", "3@32x32", (pixels, offsets, flips), dict(padding=4))

@@ -276,7 +276,12 @@ def test_the_code_for_narrower_vectors(cpu):
     tests = [Path(__file__).with_name("test_numba_simd.py"), __file__, "-k", "simd or any_"]
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests],
-        env={**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": ""},
+        env={
+            **os.environ,
+            "NUMBA_CPU_NAME": cpu,
+            "NUMBA_CPU_FEATURES": "",
+            "HYPOTHESIS_PROFILE": "ci",
+        },
         check=True,
     )
 

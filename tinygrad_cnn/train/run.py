@@ -51,7 +51,7 @@ def _made(folder: Path) -> bool:
 def start(folder: Path, config: Config, **settings: Any) -> dict[str, Any]:
     """Train in a new folder; gives the contents of result.json. Settings are those of `train`.
 
-    A folder that is still empty when something goes wrong is taken away.
+    A folder that is still empty when something goes wrong is taken away, and so is an empty runs/.
     """
     run = RunFolder(folder)
     run.refuse_taken()
@@ -59,8 +59,9 @@ def start(folder: Path, config: Config, **settings: Any) -> dict[str, Any]:
         config = replace(config, backend=backends.get(config.backend).name)
         return train(run, config, *open_data(config), threads=config.threads, **settings)
     except BaseException:
-        with contextlib.suppress(OSError):  # it isn't empty
-            folder.rmdir()
+        for left in (folder, Path("runs")):
+            with contextlib.suppress(OSError):  # it isn't empty
+                left.rmdir()
         raise
 
 
