@@ -13,8 +13,7 @@ True
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar
@@ -22,6 +21,7 @@ from typing import Any, ClassVar
 from ..backends import Array, Backend
 from ..suggestion import suggestion
 from ..tensor import Tensor
+from .values import VALUES
 
 Group = dict[str, Any]
 Params = Iterable[Tensor | Group]
@@ -324,21 +324,4 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _from_0(value: Any) -> bool:
-    return isinstance(value, Real) and 0 <= float(value) < math.inf
-
-
-def _below_1(value: Any) -> bool:
-    return _from_0(value) and value < 1
-
-
-def _two_below_1(value: Any) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and all(map(_below_1, value))
-
-
-_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("lr", "lr_scale", "weight_decay", "eps"), (_from_0, "a number from 0 on")),
-    **dict.fromkeys(("momentum", "alpha"), (_below_1, "a number from 0 to below 1")),
-    "nesterov": (lambda value: isinstance(value, bool), "True or False"),
-    "betas": (_two_below_1, "two numbers from 0 to below 1, such as (0.9, 0.999)"),
-}
+_VALUES = {**VALUES, "lr_scale": VALUES["lr"]}  # which a group has, and nobody sets

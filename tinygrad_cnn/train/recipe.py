@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import data, models, optim
+from ..optim import values
+from ..optim.values import Fits, below_1, flag, from_0, list_of, number
 from ..suggestion import suggestion
 
 Settings = dict[str, Any]
@@ -230,65 +231,41 @@ def _in_steps(settings: Settings, steps: int) -> Settings:
 # ---- the settings' values ----
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _above_0(value: Any) -> bool:
-    return _number(value) and value > 0
+    return number(value) and value > 0
 
 
-def _from_0(value: Any) -> bool:
-    return _number(value) and value >= 0
-
-
-def _below_1(value: Any) -> bool:
-    return _from_0(value) and value < 1
-
-
-def _flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
+def _one_of(*choices: str) -> tuple[Fits, str]:
     return lambda value: value in choices, " or ".join(map(repr, choices))
 
 
-def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def _or_none(fits: Fits) -> Fits:
     return lambda value: value is None or fits(value)
 
 
-def _list_of(fits: Callable[[Any], bool], n: int | None = None) -> Callable[[Any], bool]:
-    return lambda value: (
-        isinstance(value, list | tuple) and n in (None, len(value)) and all(map(fits, value))
-    )
-
-
-VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+VALUES: dict[str, tuple[Fits, str]] = {
+    **values.VALUES,
     "model": (lambda value: isinstance(value, str), "the name of a model"),
-    "epochs": (_or_none(_count), "a whole number, at least 1"),
-    "steps": (_or_none(_count), "a whole number, at least 1"),
+    **dict.fromkeys(("epochs", "steps"), (_or_none(_count), "a whole number, at least 1")),
     **dict.fromkeys(("batch_size", "accumulate"), (_count, "a whole number, at least 1")),
     "dtype": _one_of("float32", "float64"),
-    "warm_up.steps": (_above_0, "a number of steps, or below 1 a part of the run"),
-    "every": (_above_0, "a number of steps, or below 1 a part of the run"),
-    "milestones": (_list_of(_above_0), "a list of steps, or below 1 of parts of the run"),
-    "betas": (_list_of(_below_1, 2), "two numbers from 0 to below 1, such as [0.9, 0.999]"),
+    **dict.fromkeys(
+        ("warm_up.steps", "every"), (_above_0, "a number of steps, or below 1 a part of the run")
+    ),
+    "milestones": (list_of(_above_0), "a list of steps, or below 1 of parts of the run"),
     "shape": _one_of("linear", "constant"),
     "anneal_strategy": _one_of("cos", "linear"),
     "pad": (lambda value: value == 0 or _count(value), "a whole number of pixels, from 0 on"),
-    **dict.fromkeys(("per_pixel_mean", "nesterov", "flip"), (_flag, "true or false")),
-    **dict.fromkeys(
-        ("lr", "weight_decay", "eps", "start", "floor"), (_from_0, "a number from 0 on")
-    ),
+    **dict.fromkeys(("per_pixel_mean", "nesterov", "flip"), (flag, "true or false")),
+    **dict.fromkeys(("start", "floor"), (from_0, "a number from 0 on")),
     **dict.fromkeys(("gamma", "div_factor", "final_div_factor"), (_above_0, "a number above 0")),
     **dict.fromkeys(
-        ("label_smoothing", "ema", "momentum", "alpha", "pct_start"),
-        (_below_1, "a number from 0 to below 1"),
+        ("label_smoothing", "ema", "pct_start"),
+        (below_1, "a number from 0 to below 1"),
     ),
 }
 
