@@ -27,7 +27,7 @@ from typing import Annotated, Any, TypeVar
 import numpy
 import typer
 
-PAUSE = 0.02  # seconds
+PAUSE = 0.05  # seconds: OpenBLAS spins for 2**26 cycles after a product
 LIBRARIES = dict(
     NumPy="numpy", Numba="numba", CuPy="cupy-cuda12x", PyTorch="torch", onnxruntime="onnxruntime"
 )
