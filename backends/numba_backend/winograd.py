@@ -25,8 +25,8 @@ and outputs exchanged. The one with respect to w is the transpose of all the abo
 Its sums are taken over fixed parts of the batch, so they don't depend on the number of threads.
 
 The powers of the points cost precision: the error is some 1e-5 of the largest output, where a
-direct convolution's is 1e-7. And a tile is one sum: an infinity or a NaN in its pixels spoils all of
-its 16 outputs, not only those that it reaches.
+direct convolution's is 1e-7. And a tile is one sum: an infinity or a NaN in its pixels spoils all
+of its 16 outputs, not only those that it reaches.
 """
 
 from __future__ import annotations

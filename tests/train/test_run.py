@@ -230,11 +230,23 @@ def test_a_run_that_was_stopped_after_its_last_step_is_finished(tmp_path):
 
 def test_runs_begun_at_the_same_time_have_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, second = (run.new_folder(config()) for _ in range(2))
-    assert first != second
+    with run.new_folder(config()) as first, run.new_folder(config()) as second:
+        assert first != second
+        (second / "config.json").touch()
+
+    def begin():
+        with run.new_folder(config()) as folder:
+            run.start(folder, config(validation=1000))
+
     with pytest.raises(ValueError, match="cannot hold out"):
-        run.start(second, config(validation=1000))
-    assert list((tmp_path / "runs").iterdir()) == [tmp_path / first]  # nothing half-begun is left
+        begin()
+    assert {*Path("runs").iterdir()} == {first, second}  # what stayed empty is gone
+    first.rmdir()
+    (second / "config.json").unlink()
+    second.rmdir()
+    with pytest.raises(ValueError, match="cannot hold out"):
+        begin()
+    assert not Path("runs").exists()
 
 
 def test_there_must_be_a_run_to_go_on_with(tmp_path):

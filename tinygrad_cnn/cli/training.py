@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -130,8 +131,8 @@ def train(
     if resume is None:
         choices |= dict(data_dir=data_dir, threads=threads)
         chosen = config.configure(recipe or "quick", overrides, **choices)
-        folder = out or run.new_folder(chosen)
-        result = run.start(folder, chosen, checkpoint_every=checkpoint_every)
+        with nullcontext(out) if out else run.new_folder(chosen) as folder:
+            result = run.start(folder, chosen, checkpoint_every=checkpoint_every)
     else:
         folder = resume
         choices |= {n: v for n, v in dict(recipe_name=recipe, out=out).items() if v is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,22 @@ class Stopped(RuntimeError):
         self.exit_status = 128 + number
 
 
-def new_folder(config: Config) -> Path:
-    """Make a folder in runs/ that wasn't there: of runs begun at the same time, each gets one."""
+@contextlib.contextmanager
+def new_folder(config: Config) -> Iterator[Path]:
+    """Make a folder in runs/ that wasn't there: of runs begun at the same time, each gets one.
+
+    If an error ends the block before anything lies in it, it is taken away.
+    """
     name = f"{config.recipe.model}-{config.data.replace(':', '-').replace('/', '-')}"
     names = itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))
-    return next(path for path in map(Path("runs").joinpath, names) if _made(path))
+    folder = next(path for path in map(Path("runs").joinpath, names) if _made(path))
+    try:
+        yield folder
+    except BaseException:
+        with contextlib.suppress(OSError):  # it isn't empty
+            folder.rmdir()
+            folder.parent.rmdir()
+        raise
 
 
 def _made(folder: Path) -> bool:
@@ -49,20 +60,11 @@ def _made(folder: Path) -> bool:
 
 
 def start(folder: Path, config: Config, **settings: Any) -> dict[str, Any]:
-    """Train in a new folder; gives the contents of result.json. Settings are those of `train`.
-
-    A folder that is still empty when something goes wrong is taken away, and so is an empty runs/.
-    """
+    """Train in a new folder; gives the contents of result.json. Settings are those of `train`."""
+    config = replace(config, backend=backends.get(config.backend).name)
     run = RunFolder(folder)
     run.refuse_taken()
-    try:
-        config = replace(config, backend=backends.get(config.backend).name)
-        return train(run, config, *open_data(config), threads=config.threads, **settings)
-    except BaseException:
-        for left in (folder, Path("runs")):
-            with contextlib.suppress(OSError):  # it isn't empty
-                left.rmdir()
-        raise
+    return train(run, config, *open_data(config), threads=config.threads, **settings)
 
 
 def resume(
