@@ -9,6 +9,7 @@ files, whoever writes them writes the same, and they are renamed into place.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -80,7 +81,10 @@ def fingerprint() -> str:
 
 def _remove_old(parent: Path) -> None:
     """Keep the folders used last. One removed in use costs its users a compilation, no more."""
-    found = [(path.stat().st_mtime, path) for path in parent.iterdir() if path.is_dir()]
+    found = []
+    for path in filter(Path.is_dir, parent.iterdir()):
+        with contextlib.suppress(OSError):  # another process may have just removed it
+            found.append((path.stat().st_mtime, path))
     for _, path in sorted(found, reverse=True)[KEPT:]:
         shutil.rmtree(path, ignore_errors=True)
 

@@ -132,6 +132,22 @@ def test_the_folders_used_last_are_kept(tmp_path):
     assert left == [*(f"{age:02}" for age in range(disk_cache.KEPT)), "file"]
 
 
+def test_another_process_may_remove_a_folder_first(tmp_path, monkeypatch):
+    for i in range(disk_cache.KEPT + 2):
+        (tmp_path / f"{i}").mkdir()
+
+    def is_dir(path):
+        if path.name == "0":
+            path.rmdir()  # between the look and the question for its age
+        return True
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    disk_cache._remove_old(tmp_path)
+    left = [path.name for path in tmp_path.iterdir()]
+    assert "0" not in left
+    assert len(left) == disk_cache.KEPT
+
+
 def test_making_the_backend_imports_no_numba(tmp_path):
     program = """
 import sys
