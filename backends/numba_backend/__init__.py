@@ -76,6 +76,13 @@ def _winograd(shapes: Shapes, **settings: Any) -> bool:
     return one and kernel == [3, 3] and c % 16 == o % 16 == 0
 
 
+def _pixelwise(shapes: Shapes, **settings: Any) -> bool:
+    N, _, H, W = shapes[0]
+    one = settings["stride"] == (1, 1) and settings["groups"] == 1
+    alone = _filters(shapes, settings)[2:] == (1, 1) and settings["padding"] == ((0, 0), (0, 0))
+    return one and alone and N * H * W % 16 == 0  # rows of at least 16 pixels
+
+
 def _ungrouped(shapes: Shapes, *, groups: int, **settings: Any) -> bool:
     return groups == 1
 
@@ -96,6 +103,7 @@ def _large_matrices(shapes: Shapes, **settings: Any) -> bool:
 def _convolutions(kernel: str) -> dict[str, tuple[Path, ...]]:
     return {kernel: (
         Path("winograd", "winograd", _winograd, SINGLE),
+        Path("pixelwise", "pixelwise", _pixelwise, SINGLE),
         Path("direct", "direct", _ungrouped, SINGLE),
         Path("depthwise", "depthwise", _depthwise, SINGLE),
         Path("grouped", "grouped", _wide_groups, SINGLE),

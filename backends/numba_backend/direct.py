@@ -44,6 +44,7 @@ from .host import ROWS, WIDTH
 from .pointwise import add
 from .simd import add_product, clear, copy, load_tile, prefetch, store_tile, zero_tile
 
+BLOCK = 2**17  # floats of g and x that are in a core's second cache while dW is computed
 BAND = 8  # rows of y that share a copy of the rows of x which they read
 
 
@@ -115,44 +116,76 @@ def convolve(x, w, y, space, share, runs, x_shape, pixels, window):
                     store_tile(y, start + ox * across + o, across, tile, columns - ox)
 
 
+@njit
+def copy_panels(g, first, pixels, O, to, place):
+    """Copy g [pixels][O], from g[first] on, as [O/WIDTH][pixels][WIDTH].
+
+    A tile meets WIDTH channels of one pixel after the other: now they lie one behind the other.
+    """
+    for pixel in range(pixels):
+        for o in range(0, O, WIDTH):
+            copy(to, place + o * pixels + pixel * WIDTH, g, first + pixel * O + o, WIDTH)
+
+
+@njit
+def add_block(u, ui, g, gi, a, ai, shape, runs, lines, across):
+    """Add the products of a block, its g in panels from g[gi] on, to a part's sums u[ui :].
+
+    `shape` is that of its g: images, rows, columns, channels. From a[ai] on lie the floats that it
+    meets; `lines` are how many of them an image has, the rows between two of y's, and a row.
+    """
+    count, rows, columns, O = shape
+    image, down, line = lines
+    for k in range(len(runs)):
+        start, length = ai + runs[k, 0] * line + runs[k, 1], runs[k, 2]
+        for i in range(0, length, ROWS):
+            for o in range(0, O, WIDTH):
+                tile, b = load_tile(u, ui + o, O), gi + o * count * rows * columns
+                for m in range(count):
+                    for y in range(rows):
+                        at = start + i + m * image + y * down
+                        tile = add_product(tile, a, at, 1, across, g, b, WIDTH, columns)
+                        b += columns * WIDTH
+                store_tile(u, ui + o, O, tile, length - i)
+            ui += min(ROWS, length - i) * O
+
+
 @kernel(
     "void(float32[::1], float32[::1], float32[::1], float32[::1], intp, intp[:, ::1],"
-    "UniTuple(intp, 4), UniTuple(intp, 3), UniTuple(intp, 6), intp, intp)"
+    "UniTuple(intp, 4), UniTuple(intp, 3), UniTuple(intp, 6), intp, UniTuple(intp, 2))"
 )
-def correlate(x, g, u, space, share, runs, x_shape, g_shape, window, parts, together):
+def correlate(x, g, u, space, share, runs, x_shape, g_shape, window, parts, block):
     """u [parts][floats of all runs][O] = their products with g, summed over a part's pixels.
 
-    As many images are taken `together` as stay in the cache with their padding. u ends with ROWS
-    rows more: a tile is read in whole, though only its run's rows are written.
+    A block is whole images, or some rows of g of one image: what stays in the cache, x with its
+    padding and g in panels. u ends with ROWS rows more: a tile is read in whole, though only its
+    run's rows are written.
     """
     N, H, W, C = x_shape
     rows, columns, O = g_shape
     sh, sw, top, left, height, width = window
-    read, copied = (rows - 1) * sh + height, (columns - 1) * sw + width
-    line, image = copied * C, read * copied * C
-    size = (len(u) - ROWS * O) // parts
+    together, band = block
+    copied = (columns - 1) * sw + width
+    lines = ((band - 1) * sh + height) * copied * C, sh * copied * C, copied * C
+    size, panels = (len(u) - ROWS * O) // parts, together * band * columns * O
     for p in prange(parts):
         a, part = space[get_thread_id() * share :], intp(p)
         clear(u, part * size, size)
         end = N * (part + 1) // parts
         for first in range(N * part // parts, end, together):
             count = min(together, end - first)
-            for m in range(count):
-                start = (first + m) * H * W * C
-                copy_padded(x, start, (H, W, C), top, read, left, copied, a, m * image)
-            ui = part * size
-            for k in range(len(runs)):
-                at, length = runs[k, 0] * line + runs[k, 1], runs[k, 2]
-                for i in range(0, length, ROWS):
-                    for o in range(0, O, WIDTH):
-                        tile = load_tile(u, ui + o, O)
-                        for y in range(count * rows):
-                            m, oy = divmod(y, rows)
-                            ai = at + i + m * image + oy * sh * line
-                            gi = (first * rows + y) * columns * O + o
-                            tile = add_product(tile, a, ai, 1, sw * C, g, gi, O, columns)
-                        store_tile(u, ui + o, O, tile, length - i)
-                    ui += min(ROWS, length - i) * O
+            for y0 in range(0, rows, band):
+                high = min(band, rows - y0)
+                for n in range(count):
+                    to, start = panels + n * lines[0], (first + n) * H * W * C
+                    read = (high - 1) * sh + height
+                    copy_padded(x, start, (H, W, C), y0 * sh + top, read, left, copied, a, to)
+                shape, start = (count, high, columns, O), (first * rows + y0) * columns * O
+                if O == WIDTH:  # one panel, and g is it
+                    add_block(u, part * size, g, start, a, panels, shape, runs, lines, sw * C)
+                else:
+                    copy_panels(g, start, count * high * columns, O, a, 0)
+                    add_block(u, part * size, a, 0, a, panels, shape, runs, lines, sw * C)
 
 
 # ---- taps and runs ----
@@ -240,16 +273,26 @@ def conv2d_weight_grad(
     taps, corner, size = window_of(_taps(kernel, padding, dilation))
     g, depth = _widened(g), C * len(taps)
     parts = parts_of_batch(depth, O)
-    rows, columns = ((n - 1) * s + k for n, s, k in zip(g.shape[1:3], stride, size, strict=True))
-    together = max(1, 2**16 // (rows * columns * C))
-    share = together * rows * columns * C + ROWS  # a tile's rows may reach beyond a run
+    block, share = block_of(g.shape, C, stride, size)
     u = aligned((parts * depth + ROWS) * g.shape[3])
     correlate(
         flat(x), g.reshape(-1), u, scratch(share), share, run_list(taps, C), (N, H, W, C),
-        g.shape[1:], (*stride, *corner, *size), parts, together,
+        g.shape[1:], (*stride, *corner, *size), parts, block,
     )  # fmt: skip
     sums = u.reshape(-1, g.shape[3])[: parts * depth].reshape(parts, *kernel, C, -1).sum(axis=0)
     return numpy.ascontiguousarray(sums[..., :O].transpose(3, 2, 0, 1))
+
+
+def block_of(g: Shape, C: int, stride: Pair, window: Pair) -> tuple[Pair, int]:
+    """Choose a block of g (N, H', W', O): images and rows of each; and count its floats."""
+    _, rows, columns, O = g
+    line = ((columns - 1) * stride[1] + window[1]) * C
+    whole = rows * columns * O + ((rows - 1) * stride[0] + window[0]) * line
+    images = max(1, BLOCK // whole)
+    band = min(rows, max(1, BLOCK // (columns * O + stride[0] * line)))
+    of_x = images * ((band - 1) * stride[0] + window[0]) * line
+    # a tile's rows may reach beyond a run; shares begin at cache lines
+    return (images, band), wide(images * band * columns * O + of_x + ROWS)
 
 
 def parts_of_batch(depth: int, O: int) -> int:

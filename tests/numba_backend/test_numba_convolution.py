@@ -7,20 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import tinygrad_cnn as tg
 from tinygrad_cnn import models, train
 from tinygrad_cnn.backends import get
 from tinygrad_cnn.backends.base import nhwc
-from tinygrad_cnn.backends.geometry import conv2d_settings
+from tinygrad_cnn.backends.geometry import conv2d_settings, output_size
 from tinygrad_cnn.backends.numba_backend import (
     arrays,
     depthwise,
     direct,
     grouped,
     host,
+    pixelwise,
     transforms,
     winograd,
 )  # fmt: skip
@@ -28,6 +29,7 @@ from tinygrad_cnn.testing import channels_last, conv2d_cases
 
 NUMBA, NUMPY = get("numba"), get("numpy")
 ONE = dict(stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1)
+NONE = ((0, 0), (0, 0))
 
 
 def images(rng, *shape):
@@ -69,7 +71,11 @@ def errors(ours, expected):
         ("direct", (2, 16, 8, 8), (24, 16, 3, 3), {}),
         ("direct", (2, 16, 8, 8), (16, 16, 3, 3), dict(stride=(2, 2))),
         ("direct", (2, 16, 8, 8), (16, 16, 3, 3), dict(dilation=(2, 2))),
-        ("direct", (2, 16, 8, 8), (16, 16, 1, 1), {}),
+        ("direct", (2, 16, 8, 8), (16, 16, 1, 1), {}),  # padded
+        ("pixelwise", (2, 16, 8, 8), (16, 16, 1, 1), dict(padding=NONE)),
+        ("pixelwise", (1, 3, 4, 4), (5, 3, 1, 1), dict(padding=NONE)),
+        ("direct", (1, 3, 5, 5), (5, 3, 1, 1), dict(padding=NONE)),
+        ("direct", (2, 16, 8, 8), (16, 16, 1, 1), dict(padding=NONE, stride=(2, 2))),
         ("direct", (2, 16, 8, 8), (16, 16, 5, 5), {}),
         ("grouped", (2, 16, 8, 8), (16, 8, 3, 3), dict(groups=2)),
         ("depthwise", (2, 32, 8, 8), (32, 1, 3, 3), dict(groups=32)),
@@ -81,7 +87,8 @@ def errors(ours, expected):
 )
 def test_the_table_of_paths(path, x, w, changes):
     at = ONE | changes
-    g = (x[0], w[0], 8, 8)
+    sizes = {name: at[name] for name in ("stride", "padding", "dilation")}
+    g = (x[0], w[0], *output_size(x[2:], kernel=w[2:], **sizes))
     assert NUMBA.choose("conv2d", shapes=(x, w), dtype="float32", **at) == path
     assert NUMBA.choose("conv2d", shapes=(x, w), dtype="float64", **at) == "reference"
     for kernel, shapes, told in (
@@ -125,6 +132,34 @@ def test_direct_convolution_of_any_geometry(case):
     assert max(errors(results(module, x, w, g, **at), exact(x, w, g, **at))) < limit
 
 
+@given(
+    conv2d_cases(dtype="float32", channels=st.sampled_from([1, 3, 17]), groups=st.just(1)),
+    st.integers(1, 3000),
+)
+def test_the_blocks_of_a_weight_gradient(case, block):
+    """Some rows of an image, or several images, as small as they are never cut otherwise."""
+    x, w, settings = case
+    assume(x.size)
+    at = conv2d_settings(x.shape, w.shape, **settings)
+    g = images(np.random.default_rng(0), *NUMPY.conv2d(x, w, **at).shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(direct, "BLOCK", block)
+        ours = direct.conv2d_weight_grad(g, x, w_shape=w.shape, **at)
+    expected = NUMPY.conv2d_weight_grad(np.float64(g), np.float64(x), w_shape=w.shape, **at)
+    assert max(errors([ours], [expected])) < 3e-6
+
+
+@given(
+    st.integers(1, 5), st.sampled_from([1, 3, 16, 40]), st.sampled_from([1, 16, 33]),
+    st.integers(1, 12), st.integers(1, 12),
+)  # fmt: skip
+def test_pixelwise_convolution_of_any_size(N, C, O, H, W):
+    rng, at = np.random.default_rng(0), ONE | dict(padding=NONE)
+    x, g = images(rng, N, C, H, W), images(rng, N, O, H, W)
+    w = rng.standard_normal((O, C, 1, 1)).astype(np.float32)
+    assert max(errors(results(pixelwise, x, w, g, **at), exact(x, w, g, **at))) < 3e-6
+
+
 @given(conv2d_cases(dtype="float32", channels=st.just(1), groups=st.sampled_from([16, 48])))
 def test_depthwise_convolution_of_any_geometry(case):
     x, w, settings = case
@@ -164,12 +199,20 @@ def test_the_error_of_winograd(N, side, C, O):
 
 @pytest.mark.parametrize(
     ("module", "stride", "groups"),
-    [(winograd, 1, 1), (direct, 1, 1), (direct, 2, 1), (grouped, 2, 2), (depthwise, 2, 32)],
+    [
+        (winograd, 1, 1),
+        (direct, 1, 1),
+        (direct, 2, 1),
+        (pixelwise, 1, 1),
+        (grouped, 2, 2),
+        (depthwise, 2, 32),
+    ],
 )
 def test_the_gradient_that_waits_is_added(module, stride, groups):
     rng, at = np.random.default_rng(0), ONE | dict(stride=(stride, stride), groups=groups)
     x, g = images(rng, 2, 32, 6, 6), images(rng, 2, 32, 6 // stride, 6 // stride)
-    w = rng.standard_normal((32, 32 // groups, 3, 3)).astype(np.float32)
+    side, at["padding"] = (1, NONE) if module is pixelwise else (3, at["padding"])
+    w = rng.standard_normal((32, 32 // groups, side, side)).astype(np.float32)
     plus = images(rng, *x.shape)
     kept = plus.copy()
     alone = module.conv2d_input_grad(g, w, x_shape=x.shape, **at)
