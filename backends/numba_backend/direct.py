@@ -40,7 +40,7 @@ from ..base import Array, nchw, nhwc
 from ..geometry import Padding, Pair, Shape, output_size
 from .arrays import aligned, flat, scratch
 from .compiler import kernel
-from .host import ROWS, WIDTH
+from .host import HALF, ROWS, WIDTH
 from .pointwise import add
 from .simd import add_product, clear, copy, load_tile, prefetch, store_tile, zero_tile
 
@@ -77,6 +77,16 @@ def prefetch_row(x, start, stop):
         prefetch(x, i, 0)
 
 
+@njit(forceinline=True)  # as a call, it would pass the tile through memory
+def add_runs(tile, a, at, line, across, runs, w, wi):
+    """Add all runs' products with w to a tile, whose pixels lie `across` floats apart."""
+    for k in range(len(runs)):
+        ai, length = at + runs[k, 0] * line + runs[k, 1], runs[k, 2]
+        tile = add_product(tile, a, ai, across, 1, w, wi, WIDTH, length)
+        wi += length * WIDTH
+    return tile
+
+
 @kernel(
     "void(float32[::1], float32[::1], float32[::1], float32[::1], intp, intp[:, ::1],"
     "UniTuple(intp, 4), UniTuple(intp, 7), UniTuple(intp, 6))"
@@ -107,13 +117,14 @@ def convolve(x, w, y, space, share, runs, x_shape, pixels, window):
             start = corner + n * image + (first + r) * down
             for o in range(0, O, WIDTH):
                 for ox in range(0, columns, ROWS):
-                    tile, wi = zero_tile(), o * depth
-                    at = r * sh * line + ox * sw * C
-                    for k in range(len(runs)):
-                        ai, length = at + runs[k, 0] * line + runs[k, 1], runs[k, 2]
-                        tile = add_product(tile, a, ai, sw * C, 1, w, wi, WIDTH, length)
-                        wi += length * WIDTH
-                    store_tile(y, start + ox * across + o, across, tile, columns - ox)
+                    at, to = r * sh * line + ox * sw * C, start + ox * across + o
+                    ahead = columns - ox
+                    if ahead > HALF:
+                        tile = add_runs(zero_tile(ROWS), a, at, line, sw * C, runs, w, o * depth)
+                        store_tile(y, to, across, tile, ahead)
+                    else:
+                        half = add_runs(zero_tile(HALF), a, at, line, sw * C, runs, w, o * depth)
+                        store_tile(y, to, across, half, ahead)
 
 
 @njit
@@ -127,6 +138,19 @@ def copy_panels(g, first, pixels, O, to, place):
             copy(to, place + o * pixels + pixel * WIDTH, g, first + pixel * O + o, WIDTH)
 
 
+@njit(forceinline=True)
+def add_rows(tile, a, at, g, gi, shape, lines, across):
+    """Add the products of a block's rows to a tile, whose pixels lie `across` floats apart."""
+    count, rows, columns, _ = shape
+    image, down, _ = lines
+    for m in range(count):
+        for y in range(rows):
+            ai = at + m * image + y * down
+            tile = add_product(tile, a, ai, 1, across, g, gi, WIDTH, columns)
+            gi += columns * WIDTH
+    return tile
+
+
 @njit
 def add_block(u, ui, g, gi, a, ai, shape, runs, lines, across):
     """Add the products of a block, its g in panels from g[gi] on, to a part's sums u[ui :].
@@ -135,18 +159,19 @@ def add_block(u, ui, g, gi, a, ai, shape, runs, lines, across):
     meets; `lines` are how many of them an image has, the rows between two of y's, and a row.
     """
     count, rows, columns, O = shape
-    image, down, line = lines
     for k in range(len(runs)):
-        start, length = ai + runs[k, 0] * line + runs[k, 1], runs[k, 2]
+        start, length = ai + runs[k, 0] * lines[2] + runs[k, 1], runs[k, 2]
         for i in range(0, length, ROWS):
             for o in range(0, O, WIDTH):
-                tile, b = load_tile(u, ui + o, O), gi + o * count * rows * columns
-                for m in range(count):
-                    for y in range(rows):
-                        at = start + i + m * image + y * down
-                        tile = add_product(tile, a, at, 1, across, g, b, WIDTH, columns)
-                        b += columns * WIDTH
-                store_tile(u, ui + o, O, tile, length - i)
+                to, panel, ahead = ui + o, gi + o * count * rows * columns, length - i
+                if ahead > HALF:
+                    tile = load_tile(u, to, O, ROWS)
+                    tile = add_rows(tile, a, start + i, g, panel, shape, lines, across)
+                    store_tile(u, to, O, tile, ahead)
+                else:
+                    half = load_tile(u, to, O, HALF)
+                    half = add_rows(half, a, start + i, g, panel, shape, lines, across)
+                    store_tile(u, to, O, half, ahead)
             ui += min(ROWS, length - i) * O
 
 

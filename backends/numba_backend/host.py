@@ -44,3 +44,4 @@ ISA, LANES, REGISTERS = _isa()
 WIDTH = 16
 COLUMNS = WIDTH // LANES
 ROWS = min(8, REGISTERS // (2 * COLUMNS))
+HALF = ROWS // 2  # the rows of a tile at an end, where fewer are left

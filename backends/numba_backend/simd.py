@@ -38,7 +38,7 @@ from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from .host import COLUMNS, LANES, ROWS
+from .host import COLUMNS, LANES
 
 FLOAT, INDEX, LANE = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 VECTOR = ir.VectorType(FLOAT, LANES)
@@ -59,7 +59,6 @@ register_model(VectorType)(
     lambda manager, numba_type: models.PrimitiveModel(manager, numba_type, VECTOR)
 )
 BYTES = ir.VectorType(ir.IntType(8), LANES)
-tile_type = types.UniTuple(vector, ROWS * COLUMNS)
 
 
 def _address(context, builder, array_type, array, index):
@@ -359,35 +358,42 @@ def add_lines(typing, x, y):
 _unpack = cgutils.unpack_tuple
 
 
-# ---- tiles: ROWS x COLUMNS vectors ----
+# ---- tiles: rows x COLUMNS vectors; as many rows as are asked for, ROWS as a rule ----
 
 
-def _rows(builder, base, step):
+def _tile(rows):
+    """Give the type of a tile."""
+    return types.UniTuple(vector, rows.literal_value * COLUMNS)
+
+
+def _rows(builder, base, step, tile):
     """Give the addresses of a tile's vectors, row by row."""
-    rows = _steps(builder, base, step, ROWS)
+    rows = _steps(builder, base, step, len(tile) // COLUMNS)
     return [_steps(builder, row, INDEX(LANES), COLUMNS) for row in rows]
 
 
-@intrinsic
-def zero_tile(typing):
+@intrinsic(prefer_literal=True)
+def zero_tile(typing, rows):
     """Make a tile of zeros."""
+    tile = _tile(rows)
 
     def emit(context, builder, sig, args):
-        return context.make_tuple(builder, tile_type, [ZEROS] * len(tile_type))
+        return context.make_tuple(builder, tile, [ZEROS] * len(tile))
 
-    return tile_type(), emit
+    return tile(rows), emit
 
 
-@intrinsic
-def load_tile(typing, a, i, step):
+@intrinsic(prefer_literal=True)
+def load_tile(typing, a, i, step, rows):
     """Read a tile, row r from a[i + r * step :]."""
+    tile = _tile(rows)
 
     def emit(context, builder, sig, args):
         base = _address(context, builder, sig.args[0], args[0], args[1])
-        vectors = [_load(builder, place) for row in _rows(builder, base, args[2]) for place in row]
-        return context.make_tuple(builder, tile_type, vectors)
+        places = [place for row in _rows(builder, base, args[2], tile) for place in row]
+        return context.make_tuple(builder, tile, [_load(builder, place) for place in places])
 
-    return tile_type(a, types.intp, types.intp), emit
+    return tile(a, types.intp, types.intp, rows), emit
 
 
 @intrinsic
@@ -397,13 +403,13 @@ def store_tile(typing, a, i, step, tile, n):
     def emit(context, builder, sig, args):
         array, index, step, tile, n = args
         base, values = _address(context, builder, sig.args[0], array, index), _unpack(builder, tile)
-        for r, row in enumerate(_rows(builder, base, step)):
+        for r, row in enumerate(_rows(builder, base, step, values)):
             with builder.if_then(builder.icmp_signed("<", INDEX(r), n)):
                 for k, place in enumerate(row):
                     _store(builder, values[r * COLUMNS + k], place)
         return context.get_dummy_value()
 
-    return types.void(a, types.intp, types.intp, tile_type, types.intp), emit
+    return types.void(a, types.intp, types.intp, tile, types.intp), emit
 
 
 @intrinsic
@@ -412,17 +418,18 @@ def add_outer_product(typing, tile, a, i, step, b, j):
 
     def emit(context, builder, sig, args):
         tile, a, i, step, b, j = args
-        column = _steps(builder, _address(context, builder, sig.args[1], a, i), step, ROWS)
+        rows = len(sig.return_type) // COLUMNS
+        column = _steps(builder, _address(context, builder, sig.args[1], a, i), step, rows)
         start = _address(context, builder, sig.args[4], b, j)
         row = [_load(builder, place) for place in _steps(builder, start, INDEX(LANES), COLUMNS)]
         factors = [_splat(builder, builder.load(place)) for place in column]
         pairs = [(factor, v) for factor in factors for v in row]
         sums = zip(pairs, _unpack(builder, tile), strict=True)
         return context.make_tuple(
-            builder, tile_type, [_call(builder, "fma", *pair, total) for pair, total in sums]
+            builder, sig.return_type, [_call(builder, "fma", *pair, total) for pair, total in sums]
         )
 
-    return tile_type(tile_type, a, types.intp, types.intp, b, types.intp), emit
+    return tile(tile, a, types.intp, types.intp, b, types.intp), emit
 
 
 @njit

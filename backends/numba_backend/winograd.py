@@ -167,7 +167,7 @@ def convolve(x, w, u, y, plus, space, shape, places, block):
             for o in range(0, O, WIDTH):
                 for t in range(0, count, ROWS):
                     tile = add_product(
-                        zero_tile(), v, f * v_plane + t * C, C, 1, u, (f * O + o) * C, WIDTH, C
+                        zero_tile(ROWS), v, f * v_plane + t * C, C, 1, u, (f * O + o) * C, WIDTH, C
                     )
                     store_tile(m, f * m_plane + t * O + o, O, tile, ROWS)
         transform_outputs(m, 0, m_plane, shape, first, count, patch, y, plus)
@@ -179,7 +179,7 @@ def add_transposed_product(v, vi, tiles, C, d, di, O, u, ui, c_start, c_end):
     for c in range(c_start, c_end, ROWS):
         for o in range(0, O, WIDTH):
             at = ui + c * O + o
-            tile = add_product(load_tile(u, at, O), v, vi + c, 1, C, d, di + o, O, tiles)
+            tile = add_product(load_tile(u, at, O, ROWS), v, vi + c, 1, C, d, di + o, O, tiles)
             store_tile(u, at, O, tile, ROWS)
 
 

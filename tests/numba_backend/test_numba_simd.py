@@ -132,7 +132,7 @@ def test_what_is_outside_is_not_read():
 
 @njit
 def product(a, row, step, b, depth, start, out, n):
-    tile = load_tile(start, 0, WIDTH) if len(start) else zero_tile()
+    tile = load_tile(start, 0, WIDTH, ROWS) if len(start) else zero_tile(ROWS)
     store_tile(out, 0, WIDTH, add_product(tile, a, 0, row, step, b, 0, WIDTH, depth), n)
 
 
