@@ -83,8 +83,21 @@ def test_it_runs_on_real_images(path, real_cifar10):
 
 
 @pytest.mark.slow
-def test_the_last_one_prints_the_accuracy():
-    out = run(EXAMPLES[-1], "--images", "300", "--epochs", "1", "--model", "resnet8")
-    assert EXAMPLES[-1].stem == "05_resnet_cifar10"
+def test_the_resnet_prints_the_accuracy():
+    path = ROOT / "examples" / "05_resnet_cifar10.py"
+    out = run(path, "--images", "300", "--epochs", "1", "--model", "resnet8")
     assert "resnet8: 75,290 parameters, 10 steps" in out
     assert re.search(r"^accuracy on 60 held-out images: \d+\.\d%$", out, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_alexnet_slides_over_a_scene_and_draws_it(tmp_path):
+    path, picture = ROOT / "examples" / "06_alexnet.py", tmp_path / "scores.png"
+    out = run(path, "--images", "100", "--epochs", "1", "--out", str(picture))
+    *_, scene, saved, differs = out.splitlines()
+    rows = [line for line in out.splitlines() if len(line.split()) == 13]  # (128 - 32) / 8 + 1
+    assert len(rows) == 13
+    assert re.fullmatch(r"the scene's images: \d+ of 16 right", scene)
+    assert saved == "one pass multiplies 9.5 times less than 169 crops"
+    assert re.fullmatch(r"and finds another class at \d+% of the places", differs)
+    assert picture.read_bytes().startswith(b"\x89PNG")

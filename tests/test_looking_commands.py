@@ -72,7 +72,7 @@ def test_a_table_in_a_terminal_is_drawn(capsys, monkeypatch):
 def test_summary_of_lenet5(show):
     headers, first, *_, total = show("summary", "lenet5", "--batch-size", "10")
     assert headers.split() == "layer type output parameters MACs made (B) kept (B)".split()
-    assert first.split() == ["conv1", "Conv2d", "6x28x28", "156", "117,600", "18,816", "4,096"]
+    assert first.split() == ["features.0", "Conv2d", "6x28x28", "156", "117,600", "18,816", "4,096"]
     assert total == (
         "61,706 parameters, 246.8 kB; 416.5 k MACs an image; "
         "activations of 10: 600.1 kB made, 380.1 kB kept for backward"

@@ -36,38 +36,25 @@ def test_every_parameter_is_counted_once(name):
 def test_lenet5_layer_by_layer():
     rows = summarize(models.build("lenet5")).rows
     assert [(row.path, row.kind, row.output, row.parameters, row.macs) for row in rows] == [
-        ("conv1", "Conv2d", (6, 28, 28), 156, 117_600),
-        ("", "relu", (6, 28, 28), 0, 0),
-        ("", "max_pool2d", (6, 14, 14), 0, 0),
-        ("conv2", "Conv2d", (16, 10, 10), 2416, 240_000),
-        ("", "relu", (16, 10, 10), 0, 0),
-        ("", "max_pool2d", (16, 5, 5), 0, 0),
+        ("features.0", "Conv2d", (6, 28, 28), 156, 117_600),
+        ("features.1", "ReLU", (6, 28, 28), 0, 0),
+        ("features.2", "MaxPool2d", (6, 14, 14), 0, 0),
+        ("features.3", "Conv2d", (16, 10, 10), 2416, 240_000),
+        ("features.4", "ReLU", (16, 10, 10), 0, 0),
+        ("features.5", "MaxPool2d", (16, 5, 5), 0, 0),
         ("", "reshape", (400,), 0, 0),
-        ("fc1", "Linear", (120,), 48_120, 48_000),
-        ("", "relu", (120,), 0, 0),
-        ("fc2", "Linear", (84,), 10_164, 10_080),
-        ("", "relu", (84,), 0, 0),
-        ("fc3", "Linear", (10,), 850, 840),
+        ("classifier.0", "Linear", (120,), 48_120, 48_000),
+        ("classifier.1", "ReLU", (120,), 0, 0),
+        ("classifier.2", "Linear", (84,), 10_164, 10_080),
+        ("classifier.3", "ReLU", (84,), 0, 0),
+        ("classifier.4", "Linear", (10,), 850, 840),
     ]
 
 
-class AlexNetStem(models.Classifier):
-    """The first layers of AlexNet, with the two groups of its second convolution."""
-
-    image_shape = (3, 227, 227)
-
-    def __init__(self):
-        self.conv1 = nn.Conv2d(3, 96, 11, stride=4)
-        self.pool1 = nn.MaxPool2d(3, 2)
-        self.conv2 = nn.Conv2d(96, 256, 5, padding=2, groups=2)
-
-    def forward(self, x):
-        return self.conv2(self.pool1(self.conv1(x).relu()))
-
-
-def test_volumes_are_those_of_cs231n():
+def test_volumes_of_alexnet_are_those_of_cs231n():
     """Its case study: 55x55x96 = 290,400 neurons, 34,944 parameters, 27x27x96 after pooling."""
-    conv1, _, pool1, conv2 = summarize(AlexNetStem()).rows
+    rows = summarize(models.build("alexnet", widths=(96, 256, 4, 4, 4), hidden=8)).rows
+    conv1, pool1, conv2 = rows[0], rows[3], rows[4]
     assert (conv1.output, conv1.parameters) == ((96, 55, 55), 34_944)
     assert conv1.made == 290_400 * 4
     assert conv1.macs == 290_400 * 363
