@@ -5,6 +5,6 @@
 """
 
 from . import classic, preact, resnet, resnet9  # noqa: F401  (importing them fills the registry)
-from .registry import Classifier, build, names, register
+from .registry import Classifier, build, names, register, signature
 
-__all__ = ["Classifier", "build", "names", "register"]
+__all__ = ["Classifier", "build", "names", "register", "signature"]
