@@ -13,7 +13,7 @@ import pytest
 
 import tinygrad_cnn as tg
 from tinygrad_cnn import data, models, optim, train
-from tinygrad_cnn.train import recipe
+from tinygrad_cnn.train import recipe, run
 from tinygrad_cnn.train.recipe import Recipe, RecipeError
 
 SGD = {"name": "sgd", "lr": 0.1}
@@ -38,6 +38,20 @@ def test_each_of_the_packages_builds(name):
     schedule = read.build_schedule(read.total_steps(100))
     assert optimizer.lr == read.optimizer["lr"]
     assert all(0 <= schedule(step) <= optimizer.lr for step in range(read.total_steps(100)))
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_each_of_the_packages_takes_a_step(name):
+    tiny = recipe.load(name).override({"steps": 2, "batch_size": 2})  # a rate may begin at 0
+    with tg.use_backend("numpy"):
+        trainer = run.build(train.Config(tiny, backend="numpy"), data.shapes(20))
+        weights = trainer.model.parameters()
+        before = [p.numpy().copy() for p in weights]
+        trainer.run()
+    assert np.isfinite(trainer.last_loss)
+    moved = [(a != p.numpy()).any() for a, p in zip(before, weights, strict=True)]
+    assert np.mean(moved) > 0.9  # a unit whose ReLUs are silent may stay
+    assert trainer.test_flip == tiny.test_flip
 
 
 def test_paper_is_the_papers():
@@ -148,6 +162,39 @@ def test_augmentation_is_what_it_says(pad, flip):
     mirrored = columns > 15
     assert mirrored.any() == flip
     assert set(np.where(mirrored, 31 - columns, columns)) == set(range(5 - pad, 6 + pad))
+
+
+def test_augmentations_have_an_order():
+    """What is hidden stays hidden; crops come first, so that they take one pass."""
+    images = data.shapes(30).images
+    statistics = data.channel_statistics(images)
+    made = make(augment={"cutout": 8, "colour_jitter": 0.2, "flip": True, "pad": 2}).build_augment(
+        images, statistics
+    )
+    crop, jitter, cutout = made
+    assert (crop, cutout) == (data.RandomCropAndFlip(2, flip=True), data.Cutout(8))
+    assert jitter.deviation == 0.2
+    np.testing.assert_array_equal(jitter.covariance, data.colour_covariance(images))
+    np.testing.assert_array_equal(jitter.std, statistics[1])
+
+
+def test_another_model_forgets_the_settings_of_the_first():
+    narrow = make(model="resnet9", model_settings={"width": 8})
+    assert narrow.override({"model": "resnet20"}).model_settings == {}
+    assert narrow.override({"model": "resnet9"}).model_settings == {"width": 8}
+    both = narrow.override({"model_settings": {"scale": 1.0}})
+    assert both.model_settings == {"width": 8, "scale": 1.0}
+    other = narrow.override({"model": "resnet20", "model_settings": {"shortcut": "B"}})
+    assert other.model_settings == {"shortcut": "B"}
+
+
+def test_a_recipe_builds_its_model():
+    narrow = make(model="resnet9", model_settings={"width": 8})
+    model = narrow.build_model(7, np.random.default_rng(0))
+    twin = models.build("resnet9", classes=7, width=8, rng=np.random.default_rng(0))
+    assert model.fc.weight.shape == (7, 64)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        np.testing.assert_array_equal(p.numpy(), q.numpy())
 
 
 # ---- mistakes ----
