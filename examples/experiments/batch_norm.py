@@ -21,7 +21,11 @@ def on_and_off() -> Iterator[Variant]:
 
 
 EXPERIMENT = Experiment(
-    "batch_norm", on_and_off, changes=OF_ANY_LENGTH, measures={"epochs to 50 %": epochs_until(0.5)}
+    "batch_norm",
+    on_and_off,
+    changes=OF_ANY_LENGTH,
+    paper="",
+    measures={"epochs to 50 % training error": epochs_until(0.5)},
 )
 
 if __name__ == "__main__":

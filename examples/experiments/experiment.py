@@ -54,8 +54,8 @@ class Variant:
 class Experiment:
     """What is compared: `variants()`, or with `depths` the `variants(depth)` of each depth.
 
-    `changes` are made to the recipe of all; `paper` says what the paper's figures are, and
-    `measures` are columns beside the errors.
+    `changes` are made to the recipe of all; `measures` are columns beside the errors, and `paper`
+    is the header of the paper's figures, if it has any.
     """
 
     name: str
@@ -156,7 +156,7 @@ def epochs_until(error: float) -> Measure:
 def table(experiment: Experiment, rows: Sequence[Variant], out: Path) -> list[list[str]]:
     """Sum up the runs there are, a line for each variant that has some, under a line of headers."""
     headers = ["variant", "parameters", "runs", "training error, %", "test error, %"]
-    lines = [[*headers, *experiment.measures, experiment.paper]]
+    lines = [[*headers, *experiment.measures, *_if(experiment.paper, experiment.paper)]]
     measures = [train_error, test_error, *experiment.measures.values()]
     for variant in rows:
         if runs := runs_of(variant, out):
@@ -164,8 +164,13 @@ def table(experiment: Experiment, rows: Sequence[Variant], out: Path) -> list[li
             cells = [_spread([m(run) for run in done]) for m in measures]
             lost = sum((run.path / "diverged.txt").exists() for run in runs)
             count = f"{len(done)}" + f" + {lost} diverged" * bool(lost)
-            lines.append([variant.name, _parameters(done), count, *cells, str(variant.paper)])
+            paper = _if(experiment.paper, str(variant.paper))
+            lines.append([variant.name, _parameters(done), count, *cells, *paper])
     return lines
+
+
+def _if(wanted: str, cell: str) -> list[str]:
+    return [cell] if wanted else []
 
 
 def _parameters(runs: Sequence[report.Run]) -> str:

@@ -1,6 +1,6 @@
 """Table 1 of Identity mappings: whatever is done to the shortcut, the identity is better.
 
-    python examples/experiments/shortcuts.py --depths 20 --only original --only "dropout 0.5"
+    python examples/experiments/shortcuts.py --depths 20 --only "dropout 0.5, 20 layers"
     python examples/experiments/shortcuts.py --data cifar10 --epochs 10 --depths 20
     python examples/experiments/shortcuts.py --data cifar10 --seeds 5   # 110 layers, 64,000 steps
 
@@ -36,8 +36,8 @@ PAPER = {
 
 def table_1(depth: int) -> Iterator[Variant]:
     for row, error in PAPER.items():
-        settings = {"unit": "original", **TABLE_1[row]}
-        yield Variant(row, f"preact_resnet{depth}", settings, paper=error)
+        name, settings = f"{row}, {depth} layers", {"unit": "original", **TABLE_1[row]}
+        yield Variant(name, f"preact_resnet{depth}", settings, paper=error)
 
 
 EXPERIMENT = Experiment("shortcuts", table_1, depths=(110,), changes=OF_ANY_LENGTH | WARM_UP)
