@@ -28,7 +28,6 @@ from harness import Out, Table, require_torch, versions
 
 import tinygrad_cnn as tg
 from tinygrad_cnn import data, train
-from tinygrad_cnn.backends.threads import set_threads
 from tinygrad_cnn.cli import run
 from tinygrad_cnn.train import recipe as recipes
 from tinygrad_cnn.train import run as runs
@@ -181,7 +180,7 @@ def main(
     images: Annotated[int | None, typer.Option(help="Only so many; default: all.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each side.")] = 5,
     side: Annotated[str, typer.Option(help="ours, torch or both.")] = "both",
-    seed: Annotated[int | None, typer.Option(help="Only this one, in this process.")] = None,
+    seed: Annotated[int | None, typer.Option(hidden=True)] = None,
     report: Annotated[bool, typer.Option("--report", help="Only print the table.")] = False,
     backend: Annotated[str, typer.Option(help="Ours: numba or numpy.")] = "numba",
     threads: Annotated[int | None, typer.Option(help="Of each side; default: all.")] = None,
@@ -195,7 +194,6 @@ def main(
     if seed is not None:
         if side == "ours":  # in PyTorch's own process it would change malloc
             tg.set_backend(backend)
-            set_threads(threads, tg.backends.current()) if threads else None
         append(results, in_this_process(side, setup, seed, data_dir))
         return
     sides = list(FIRST_SEED) if side == "both" else [side]

@@ -156,21 +156,16 @@ def epochs_until(error: float) -> Measure:
 def table(experiment: Experiment, rows: Sequence[Variant], out: Path) -> list[list[str]]:
     """Sum up the runs there are, a line for each variant that has some, under a line of headers."""
     headers = ["variant", "parameters", "runs", "training error, %", "test error, %"]
-    lines = [[*headers, *experiment.measures, *_if(experiment.paper, experiment.paper)]]
+    lines = [[*headers, *experiment.measures, experiment.paper]]
     measures = [train_error, test_error, *experiment.measures.values()]
     for variant in rows:
         if runs := runs_of(variant, out):
             done = [run for run in runs if run.result]
             cells = [_spread([m(run) for run in done]) for m in measures]
             lost = sum((run.path / "diverged.txt").exists() for run in runs)
-            count = f"{len(done)}" + f" + {lost} diverged" * bool(lost)
-            paper = _if(experiment.paper, str(variant.paper))
-            lines.append([variant.name, _parameters(done), count, *cells, *paper])
-    return lines
-
-
-def _if(wanted: str, cell: str) -> list[str]:
-    return [cell] if wanted else []
+            count = f"{len(done)} + {lost} diverged" if lost else str(len(done))
+            lines.append([variant.name, _parameters(done), count, *cells, str(variant.paper)])
+    return lines if experiment.paper else [line[:-1] for line in lines]
 
 
 def _parameters(runs: Sequence[report.Run]) -> str:
@@ -241,7 +236,7 @@ def perform(experiment: Experiment) -> None:
     def main(
         data: Annotated[str, typer.Option(help="shapes, cifar10, cifar100, folder:PATH.")] = "",
         data_dir: Annotated[Path | None, typer.Option(help="Folder with CIFAR.")] = None,
-        images: Annotated[int | None, typer.Option(help="Only so many; default: all.")] = None,
+        images: Annotated[int | None, typer.Option(help="Default: all, of shapes 2000.")] = None,
         epochs: Annotated[int | None, typer.Option(help="Length of each run.")] = None,
         steps: Annotated[int | None, typer.Option(help="The same in steps.")] = None,
         seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant.")] = 1,
