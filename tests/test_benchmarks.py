@@ -479,7 +479,7 @@ def test_accuracy_keeps_different_recipes_apart(run, load, tmp_path):
     check_files(tmp_path, "accuracy")
 
 
-def test_a_failed_run_of_accuracy_ends_it(run, tmp_path, capfd):
+def test_a_failed_run_of_accuracy_ends_it(run, tmp_path):
     options = accuracy_options(tmp_path / "r", "--side", "ours", "--set", "optimizer.lr=1e30")
     status, _, err = run("accuracy", *options, "--set", "epochs=20", "--set", "model=svm")
     assert status == 1
