@@ -4,6 +4,8 @@
 {'resnet20': 269722, 'resnet9': 6573120}
 >>> sum(p.numel() for p in build("preact_resnet164").parameters())
 1703258
+>>> sum(p.numel() for p in build("resnet9", width=32).parameters())
+1646112
 """
 
 from __future__ import annotations
@@ -120,15 +122,16 @@ class ConvNormReLU(nn.Module):
 class ResNet9(nn.Module):
     """The network of cifar10-fast (D. Page, How to train your ResNet, 2018)."""
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self, classes: int = 10, *, width: int = 64) -> None:
         super().__init__()
-        self.prep = ConvNormReLU(3, 64)
-        self.layer1 = ConvNormReLU(64, 128)
-        self.residual1 = nn.Sequential(ConvNormReLU(128, 128), ConvNormReLU(128, 128))
-        self.layer2 = ConvNormReLU(128, 256)
-        self.layer3 = ConvNormReLU(256, 512)
-        self.residual3 = nn.Sequential(ConvNormReLU(512, 512), ConvNormReLU(512, 512))
-        self.fc = nn.Linear(512, classes, bias=False)
+        w = width
+        self.prep = ConvNormReLU(3, w)
+        self.layer1 = ConvNormReLU(w, 2 * w)
+        self.residual1 = nn.Sequential(ConvNormReLU(2 * w, 2 * w), ConvNormReLU(2 * w, 2 * w))
+        self.layer2 = ConvNormReLU(2 * w, 4 * w)
+        self.layer3 = ConvNormReLU(4 * w, 8 * w)
+        self.residual3 = nn.Sequential(ConvNormReLU(8 * w, 8 * w), ConvNormReLU(8 * w, 8 * w))
+        self.fc = nn.Linear(8 * w, classes, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (N, 3, 32, 32) -> (N, classes)."""
@@ -139,16 +142,18 @@ class ResNet9(nn.Module):
         return 0.125 * self.fc(x.flatten(1))
 
 
-def build(name: str) -> nn.Module:
+def build(name: str, classes: int = 10, **settings: Any) -> nn.Module:
     """Build "resnet20", "plain20" and their deeper relatives, "preact_resnet164" or "resnet9"."""
     family = name.rstrip("0123456789")
     if name == "resnet9":
-        return ResNet9()
+        return ResNet9(classes, **settings)
+    if settings:
+        raise ValueError(f"the PyTorch peer of {name} has no settings, but was given {settings}")
     if family == "preact_resnet":
-        return PreactResNet(int(name.removeprefix(family)))
+        return PreactResNet(int(name.removeprefix(family)), classes)
     if family not in ("resnet", "plain"):
         raise ValueError(f"no PyTorch peer for {name!r}; there are resnet20, plain20, ...")
-    return CifarResNet(int(name.removeprefix(family)), family == "resnet")
+    return CifarResNet(int(name.removeprefix(family)), family == "resnet", classes)
 
 
 # ---- what is timed ----
@@ -163,9 +168,12 @@ VARIANTS: dict[str, dict[str, bool]] = {
 }
 
 
-def with_weights(name: str, weights: Sequence[Any]) -> nn.Module:
-    """Build a network with these parameters, NumPy arrays in the order of the network's."""
-    model = build(name)
+def with_weights(name: str, weights: Sequence[Any], **settings: Any) -> nn.Module:
+    """Build a network with these parameters, NumPy arrays in the order of the network's.
+
+    The settings, `classes` among them, are build's.
+    """
+    model = build(name, **settings)
     with torch.no_grad():
         for (key, p), w in zip(model.named_parameters(), weights, strict=True):
             if p.shape != w.shape:

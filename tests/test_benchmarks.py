@@ -411,3 +411,76 @@ def test_weights_are_the_same_on_both_sides(load):
     for p, w in zip(net.parameters(), weights, strict=True):
         np.testing.assert_array_equal(p.numpy(), w)
         assert not np.shares_memory(p.data, w)
+
+
+# ---- accuracy ----
+
+
+def accuracy_options(results, *more):
+    return ["--results", results, "--images", 40, "--set", "epochs=1", "--backend", "numpy", *more]
+
+
+@pytest.mark.usefixtures("_torch")
+def test_a_run_of_each_side_leaves_a_line(run, tmp_path):
+    results = tmp_path / "new" / "results.jsonl"
+    for side, seed in ("ours", 0), ("torch", 1000):
+        options = accuracy_options(results, "--side", side, "--seed", seed)
+        assert run("accuracy", *options, "--set", "model=resnet8")[0] == 0
+    ours, theirs = sys.modules["accuracy"].read(results)
+    assert [(r["side"], r["seed"]) for r in (ours, theirs)] == [("ours", 0), ("torch", 1000)]
+    assert ours["setup"] == theirs["setup"]
+    assert ours["setup"]["recipe"]["model"] == "resnet8"
+    assert all(0 <= r["accuracy"] <= 1 for r in (ours, theirs))
+
+
+def test_accuracy_runs_what_is_missing_in_turn(run, load, tmp_path, monkeypatch):
+    accuracy, started = load("accuracy"), []
+
+    def pretend(side, seed, threads):
+        started.append((side, seed))
+        record = dict(side=side, seed=seed, accuracy=0.5 + seed % 7 / 100, setup=setup)
+        accuracy.append(tmp_path / "results", record)
+
+    setup = dict(
+        recipe=accuracy.recipes.load("paper").override({"epochs": 1}).to_dict(), data="shapes",
+        images=40,
+    )  # fmt: skip
+    monkeypatch.setattr(accuracy, "in_own_process", pretend)
+    run("accuracy", *accuracy_options(tmp_path / "results", "--seeds", 1))
+    assert started == [("ours", 0), ("torch", 1000)]
+    pytest.importorskip("scipy")
+    status, out, _ = run("accuracy", *accuracy_options(tmp_path / "results", "--seeds", 2))
+    assert (status, started[2:]) == (0, [("ours", 1), ("torch", 1001)])
+    (row,) = rows(out, "Accuracy by the same recipe")
+    assert row["ours, %"] == "50.50 ± 0.71 (n = 2)"
+    run("accuracy", *accuracy_options(tmp_path / "results", "--seeds", 2))
+    assert len(started) == 4
+
+
+def test_accuracy_tests_as_welch(load):
+    """Against figures worked out by hand: t = 0.1 / sqrt(2 * 0.0025 / 3), 4 degrees of freedom."""
+    pytest.importorskip("scipy")
+    accuracy = load("accuracy")
+    a, b = [90.0, 90.05, 90.1], [89.9, 89.95, 90.0]
+    assert accuracy.compared(a, b) == ("+0.10 (-0.01 to +0.21)", "0.07")
+    assert accuracy.compared(a, [90.0]) == ("-", "-")
+
+
+def test_accuracy_keeps_different_recipes_apart(run, load, tmp_path):
+    accuracy = load("accuracy")
+    for epochs in (1, 2):
+        told = accuracy.recipes.load("paper").override({"epochs": epochs}).to_dict()
+        setup = dict(recipe=told, data="cifar10", images=None)
+        accuracy.append(tmp_path / "r", dict(side="ours", seed=0, accuracy=0.5, setup=setup))
+    status, out, _ = run("accuracy", "--results", tmp_path / "r", "--report", "--out", tmp_path)
+    found = rows(out, "Accuracy by the same recipe")
+    assert (status, [row["length"] for row in found]) == (0, ["1 epochs", "2 epochs"])
+    assert {row["p"] for row in found} == {"-"}
+    check_files(tmp_path, "accuracy")
+
+
+def test_a_failed_run_of_accuracy_ends_it(run, tmp_path):
+    options = accuracy_options(tmp_path / "r", "--side", "ours", "--set", "optimizer.lr=1e30")
+    status, _, err = run("accuracy", *options, "--set", "epochs=20", "--set", "model=svm")
+    assert status == 1
+    assert "accuracy: the run of seed 0 (ours) failed; what it said stands above" in err

@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygrad_cnn.data import (
+    ColourJitter,
+    Cutout,
     RandomCropAndFlip,
     channel_statistics,
+    colour_covariance,
     crop_and_flip,
     normalize,
     random_crop_and_flip,
@@ -204,3 +207,104 @@ def test_one_pass_refuses_what_the_composition_refuses():
         normalized_crop_and_flip(draw_images((3, 1, 4, 4)), offsets, flips, 0, 1, padding=2)
     with pytest.raises(ValueError, match=r"images are float64 .*; expected uint8 \(N, C, H, W\)"):
         normalized_crop_and_flip(np.zeros((3, 1, 4, 4)), offsets, flips, 0, 1)
+
+
+# Colours
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.booleans())
+def test_covariance_is_numpys(n, C, H, W, last):
+    images = draw_images((n, C, H, W))
+    colours = images.transpose(1, 0, 2, 3).reshape(C, -1) / 255
+    if last:
+        images = np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    expected = np.cov(colours, bias=True).reshape(C, C)
+    np.testing.assert_allclose(colour_covariance(images), expected, atol=1e-14)
+
+
+def test_covariance_of_what_has_none():
+    with pytest.raises(ValueError, match="colour_covariance: got no images; expected at least one"):
+        colour_covariance(draw_images((0, 3, 4, 4)))
+    with pytest.raises(ValueError, match="colour_covariance: images are float64"):
+        colour_covariance(np.zeros((2, 3, 4, 4)))
+
+
+def make_jitter(deviation=0.1):
+    """Make it for images whose channels depend on each other and are scaled differently."""
+    images = draw_images((40, 3, 6, 6))
+    images[:, 1] = images[:, 0] // 2 + images[:, 1] // 8
+    images[:, 2] //= 3
+    return ColourJitter(colour_covariance(images), channel_statistics(images)[1], deviation)
+
+
+def test_colours_vary_as_alexnets():
+    """Its formula: along each eigenvector, with deviation 0.1 times the eigenvalue."""
+    jitter, n = make_jitter(), 100_000
+    added = jitter(np.zeros((n, 3, 1, 1)), np.random.default_rng(0))[:, :, 0, 0]
+    values, vectors = np.linalg.eigh(jitter.covariance)
+    along = added * jitter.std.ravel() @ vectors  # in colours from 0 to 1, along each eigenvector
+    expected = np.diag((0.1 * values) ** 2)
+    noise = np.sqrt(2 / n) * np.outer(0.1 * values, 0.1 * values)
+    assert (np.abs(along.T @ along / n - expected) < 5 * noise).all()
+    assert (np.abs(along.mean(axis=0)) < 5 * 0.1 * values / np.sqrt(n)).all()
+
+
+@settings(deadline=None)
+@given(shape=SIZES, dtype=st.sampled_from([np.float32, np.float64]))
+def test_a_whole_image_gets_one_colour(shape, dtype):
+    N, _, H, W = shape
+    x = np.random.default_rng(0).standard_normal((N, H, W, 3)).astype(dtype).transpose(0, 3, 1, 2)
+    before = x.copy()
+    y = make_jitter()(x, np.random.default_rng(1))
+    added = y - x
+    tolerance = 1e-6 if dtype == np.float32 else 1e-14
+    np.testing.assert_allclose(added, added[:, :, :1, :1] + np.zeros_like(x), atol=tolerance)
+    assert len(np.unique(added[:, 0, 0, 0])) == N  # each its own
+    assert y.dtype == dtype
+    assert channels_last(y)
+    np.testing.assert_array_equal(x, before)
+
+
+def test_no_deviation_changes_nothing():
+    x = np.random.default_rng(0).standard_normal((5, 3, 4, 4), np.float32)
+    np.testing.assert_array_equal(make_jitter(0.0)(x, np.random.default_rng(1)), x)
+
+
+# Cutout
+
+
+@settings(deadline=None)
+@given(shape=SIZES, size=st.integers(1, 9), seed=st.integers(0, 99))
+def test_cutout_hides_a_square(shape, size, seed):
+    """All channels, nothing else, and of the square what lies in the image."""
+    N, C, H, W = shape
+    x = np.ascontiguousarray(np.ones((N, H, W, C), np.float32)).transpose(0, 3, 1, 2)
+    y = Cutout(size)(x, np.random.default_rng(seed))
+    corners = np.random.default_rng(seed).integers(0, (H, W), (N, 2)) - size // 2
+    rows, columns = (
+        (at[:, None] <= np.arange(n)) & (np.arange(n) < at[:, None] + size)
+        for at, n in zip(corners.T, (H, W), strict=True)
+    )
+    hidden = rows[:, None, :, None] & columns[:, None, None, :]
+    np.testing.assert_array_equal(y, np.where(hidden, 0, x))
+    inside = (corners >= 0).all(axis=1) & (corners + size <= (H, W)).all(axis=1)
+    assert ((y == 0).sum(axis=(1, 2, 3))[inside] == C * size**2).all()
+    assert channels_last(y)
+    assert (x == 1).all()
+
+
+def test_cutouts_middle_is_anywhere():
+    """A pixel is hidden as often as there are middles near it: at the borders less often."""
+    n, size = 40_000, 3
+    hidden = (Cutout(size)(np.ones((n, 1, 5, 6)), np.random.default_rng(0)) == 0).mean(axis=(0, 1))
+    rows, columns = ([2, *[3] * (k - 2), 2] for k in (5, 6))
+    expected = np.outer(rows, columns) / (5 * 6)
+    np.testing.assert_allclose(hidden, expected, atol=5 * 0.5 / np.sqrt(n))
+
+
+def test_what_is_hidden_has_the_mean_colour():
+    images = draw_images((8, 3, 6, 6))
+    mean, std = channel_statistics(images, per_pixel_mean=True)
+    y = Cutout(20)(normalize(images, mean, std), np.random.default_rng(0))
+    np.testing.assert_allclose(y * std + mean, np.broadcast_to(mean, y.shape), rtol=1e-6)

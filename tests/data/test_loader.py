@@ -13,10 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygrad_cnn.data import (
+    ColourJitter,
+    Cutout,
     Dataset,
     Loader,
     RandomCropAndFlip,
     channel_statistics,
+    colour_covariance,
     normalize,
     random_crop_and_flip,
     rng_at,
@@ -146,6 +149,37 @@ def test_crops_and_flips_in_one_pass_change_no_bit(start, per_pixel_mean, paddin
     )
     for (x, _), (u, _) in zip(one_pass, step_by_step, strict=True):
         assert x.tobytes() == u.tobytes()
+
+
+def several(first):
+    """List augmentations as a recipe does, but for the first of them."""
+    images = make_dataset(50).images
+    jitter = ColourJitter(colour_covariance(images), channel_statistics(images)[1])
+    return [first, jitter, Cutout(2)]
+
+
+def test_several_augmentations_follow_each_other():
+    """Given one generator, each what the one before made; the first in one pass or not."""
+
+    def composed(x, rng):
+        for augment in several(random_crop_and_flip):
+            x = augment(x, rng)
+        return x
+
+    stepwise = several(lambda x, rng: random_crop_and_flip(x, rng))
+    expected = [x.tobytes() for x, _ in make_loader(augment=composed).epoch(1)]
+    for augment in (several(random_crop_and_flip), stepwise):
+        assert [x.tobytes() for x, _ in make_loader(augment=augment).epoch(1)] == expected
+
+
+@settings(deadline=None)
+@given(st.integers(0, 7), st.integers(0, 3))
+def test_with_several_an_epoch_goes_on_from_any_batch(start, epoch):
+    whole, rest = (
+        list(make_loader(augment=several(random_crop_and_flip)).epoch(epoch, start=at))
+        for at in (0, start)
+    )
+    assert_same(whole[start:], rest)
 
 
 # The thread

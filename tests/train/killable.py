@@ -14,7 +14,8 @@ from tinygrad_cnn.train.recipe import Recipe
 RECIPE = {
     "model": "small", "epochs": 12, "batch_size": 16, "ema": 0.99, "label_smoothing": 0.1,
     "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "nesterov": True},
-    "schedule": {"name": "cosine"}, "augment": {"pad": 4, "flip": True},
+    "schedule": {"name": "cosine"}, "test_flip": True,
+    "augment": {"pad": 4, "flip": True, "colour_jitter": 0.1, "cutout": 8},
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 import tinygrad_cnn as tg
 from tinygrad_cnn import data, models, optim, train
-from tinygrad_cnn.train import recipe
+from tinygrad_cnn.train import recipe, run
 from tinygrad_cnn.train.recipe import Recipe, RecipeError
 
 SGD = {"name": "sgd", "lr": 0.1}
@@ -26,7 +27,7 @@ def make(**settings):
 
 
 def test_there_are_recipes():
-    assert recipe.names() == ["paper", "quick"]
+    assert recipe.names() == ["paper", "paper-110", "paper-preact", "quick", "speedrun"]
 
 
 @pytest.mark.parametrize("name", recipe.names())
@@ -37,6 +38,20 @@ def test_each_of_the_packages_builds(name):
     schedule = read.build_schedule(read.total_steps(100))
     assert optimizer.lr == read.optimizer["lr"]
     assert all(0 <= schedule(step) <= optimizer.lr for step in range(read.total_steps(100)))
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_each_of_the_packages_takes_a_step(name):
+    tiny = recipe.load(name).override({"steps": 2, "batch_size": 2})  # a rate may begin at 0
+    with tg.use_backend("numpy"):
+        trainer = run.build(train.Config(tiny, backend="numpy"), data.shapes(20))
+        weights = trainer.model.parameters()
+        before = [p.numpy().copy() for p in weights]
+        trainer.run()
+    assert np.isfinite(trainer.last_loss)
+    moved = [(a != p.numpy()).any() for a, p in zip(before, weights, strict=True)]
+    assert np.mean(moved) > 0.9  # a unit whose ReLUs are silent may stay
+    assert trainer.test_flip == tiny.test_flip
 
 
 def test_paper_is_the_papers():
@@ -50,14 +65,15 @@ def test_paper_is_the_papers():
     assert paper.optimizer == dict(name="sgd", lr=0.1, momentum=0.9, weight_decay=1e-4)
 
 
-def test_the_note_on_110_layers_holds():
-    """Its settings give 0.01 for 400 steps, then 0.1."""
-    told = recipe.text("paper").split("--set ")[1:4]
-    changed = recipe.load("paper")
-    for setting in told:
-        changed = changed.override(recipe.parse(setting.split()[0]))
-    schedule = changed.build_schedule(64_000)
+@pytest.mark.parametrize(
+    ("name", "model"), [("paper-110", "resnet110"), ("paper-preact", "preact_resnet164")]
+)
+def test_deep_networks_warm_up(name, model):
+    """400 steps at a rate of 0.01; else it is `paper`."""
+    warm = recipe.load(name)
+    schedule = warm.build_schedule(64_000)
     assert [schedule(step) for step in (0, 399, 400, 31_999)] == [0.01, 0.01, 0.1, 0.1]
+    assert replace(warm, warm_up={}) == recipe.load("paper").override({"model": model})
 
 
 # ---- your own ----
@@ -85,14 +101,14 @@ def test_every_setting_has_a_check():
         "optimizer": recipe.NAMED["optimizer"], "schedule": recipe.NAMED["schedule"],
         "warm_up": [""], "augment": [""],
     }  # fmt: skip
-    assert sections.keys() == set(recipe.SECTIONS)
+    assert sections.keys() == set(recipe.SECTIONS) - {"model_settings"}
     keys = {
         key
         for section, choices in sections.items()
         for name in choices
         for key in recipe._parameters(section, {"name": name})
     }
-    plain = Recipe.__dataclass_fields__.keys() - sections.keys()
+    plain = Recipe.__dataclass_fields__.keys() - set(recipe.SECTIONS)
     checked = {name.rpartition(".")[2] for name in recipe.VALUES}
     assert checked == plain | keys - {"name"}
 
@@ -134,18 +150,51 @@ def test_every_schedule_is_the_librarys(name, settings):
 @pytest.mark.parametrize(("pad", "flip"), list(itertools.product([0, 2, 4], [False, True])))
 def test_augmentation_is_what_it_says(pad, flip):
     """A picture's one bright pixel moves by at most pad, and to the other side only by a flip."""
-    augment = make(augment={"pad": pad, "flip": flip}).build_augment()
+    made = make(augment={"pad": pad, "flip": flip}).build_augment(None, None)
     x = np.zeros((200, 1, 32, 32), np.float32)
     x[:, :, 16, 5] = 1
-    if augment is None:
-        assert not pad
-        assert not flip
+    if not (pad or flip):
+        assert made == []
         return
+    (augment,) = made
     _, _, rows, columns = np.nonzero(augment(x, np.random.default_rng(0)))
     assert set(rows) == set(range(16 - pad, 17 + pad))
     mirrored = columns > 15
     assert mirrored.any() == flip
     assert set(np.where(mirrored, 31 - columns, columns)) == set(range(5 - pad, 6 + pad))
+
+
+def test_augmentations_have_an_order():
+    """What is hidden stays hidden; crops come first, so that they take one pass."""
+    images = data.shapes(30).images
+    statistics = data.channel_statistics(images)
+    made = make(augment={"cutout": 8, "colour_jitter": 0.2, "flip": True, "pad": 2}).build_augment(
+        images, statistics
+    )
+    crop, jitter, cutout = made
+    assert (crop, cutout) == (data.RandomCropAndFlip(2, flip=True), data.Cutout(8))
+    assert jitter.deviation == 0.2
+    np.testing.assert_array_equal(jitter.covariance, data.colour_covariance(images))
+    np.testing.assert_array_equal(jitter.std, statistics[1])
+
+
+def test_another_model_forgets_the_settings_of_the_first():
+    narrow = make(model="resnet9", model_settings={"width": 8})
+    assert narrow.override({"model": "resnet20"}).model_settings == {}
+    assert narrow.override({"model": "resnet9"}).model_settings == {"width": 8}
+    both = narrow.override({"model_settings": {"scale": 1.0}})
+    assert both.model_settings == {"width": 8, "scale": 1.0}
+    other = narrow.override({"model": "resnet20", "model_settings": {"shortcut": "B"}})
+    assert other.model_settings == {"shortcut": "B"}
+
+
+def test_a_recipe_builds_its_model():
+    narrow = make(model="resnet9", model_settings={"width": 8})
+    model = narrow.build_model(7, np.random.default_rng(0))
+    twin = models.build("resnet9", classes=7, width=8, rng=np.random.default_rng(0))
+    assert model.fc.weight.shape == (7, 64)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        np.testing.assert_array_equal(p.numpy(), q.numpy())
 
 
 # ---- mistakes ----
@@ -179,7 +228,16 @@ def test_augmentation_is_what_it_says(pad, flip):
         ({"dtype": "float16"}, "dtype is 'float16'; expected 'float32' or 'float64'"),
         ({"warm_up": {"start": 0.1}}, "warm_up has no steps; set how many, such as steps = 400"),
         ({"warm_up": {"steps": 0}}, "warm_up.steps is 0; expected a number of steps, or below 1"),
-        ({"augment": {"crop": 4}}, "no setting augment.crop. There are: pad, flip"),
+        ({"augment": {"crop": 4}}, "no setting augment.crop. There are: pad, flip, colour_"),
+        ({"augment": {"cutout": -1}}, "augment.cutout is -1; expected a whole number of pixels"),
+        ({"augment": {"colour_jitter": -0.1}}, "augment.colour_jitter is -0.1; expected a number "),
+        ({"augment": {"color_jitter": 0.1}},
+         "no setting augment.color_jitter; did you mean 'colour_jitter'?"),
+        ({"test_flip": 1}, "test_flip is 1; expected true or false"),
+        ({"model": "resnet9", "model_settings": {"wdth": 32}},
+         "model_settings: resnet9 got an unexpected keyword argument 'wdth'; "
+         "there are: width, scale"),
+        ({"model_settings": 3}, "model_settings is 3; expected a section of settings"),
         ({"schedule": {"name": "multistep", "milestones": 3}},
          "schedule.milestones is 3; expected a list of steps"),
         ({"steps": 5}, "epochs is 1 and steps is 5; expected exactly one of them to be set"),
@@ -292,8 +350,8 @@ def test_a_recipe_trains_as_in_pytorch(monkeypatch, real_cifar10, name):
     images, _ = data.load(real_cifar10, images=320)
     statistics = data.channel_statistics(images.images, per_pixel_mean=read.per_pixel_mean)
     loader = data.Loader(
-        images, read.batch_size, seed=0, normalize=statistics, augment=read.build_augment(),
-        dtype=read.dtype,
+        images, read.batch_size, seed=0, normalize=statistics,
+        augment=read.build_augment(images.images, statistics), dtype=read.dtype,
     )  # fmt: skip
     with tg.use_backend("numpy"):
         model = models.build(read.model, rng=np.random.default_rng(0)).astype(read.dtype)

@@ -121,6 +121,21 @@ def test_without_validation_the_last_is_used(tmp_path):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
 
 
+def test_a_models_settings_lie_in_the_checkpoint(tmp_path):
+    changes = {"model": "convnet", "model_settings": {"widths": [4, 8], "batch_norm": True}}
+    run.start(tmp_path / "run", config(epochs=1, **changes))
+    with tg.use_backend("numpy"):
+        model = train.Trained.load(tmp_path / "run").model
+    assert model.fc.weight.shape == (10, 8 * 8 * 8)
+
+
+def test_settings_that_a_model_refuses_are_told_before_anything_is_written(tmp_path):
+    refused = config(model="resnet20", model_settings={"shortcut": "D"})
+    with pytest.raises(ValueError, match="resnet: shortcut is 'D'; expected 'A', 'B', 'C' or None"):
+        run.start(tmp_path / "run", refused)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_evaluated_is_the_average(tmp_path):
     run.start(tmp_path / "run", config())
     arrays, facts = checkpoint.load(tmp_path / "run" / "last.safetensors")
@@ -132,6 +147,41 @@ def test_what_is_evaluated_is_the_average(tmp_path):
         averaged = {n.replace("average.", "model."): a for n, a in arrays.items()
                     if not n.startswith("model.")}  # fmt: skip
         np.testing.assert_array_equal(train.Trained(averaged, facts).probabilities(images), whole)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_checkpoint_knows_whether_to_flip(tmp_path, flip):
+    """So evaluate and predict judge as the run's own test did."""
+    result = run.start(tmp_path / "run", config(test_flip=flip, epochs=1))
+    test_set = run.open_data(None)[1]
+    with tg.use_backend("numpy"):
+        trained = train.Trained.load(tmp_path / "run")
+        metrics, probabilities = trained.evaluate(test_set)
+        views = [trained.probabilities(test_set.images[..., ::way]) for way in (1, -1)]
+    assert metrics.loss == result["test_loss"]
+    np.testing.assert_allclose(views[0], probabilities, rtol=1e-4, atol=1e-7)
+    assert np.allclose(views[1], probabilities, rtol=1e-4, atol=1e-7) == flip
+
+
+def test_checkpoints_of_before_test_flip_are_read(tmp_path):
+    run.start(tmp_path / "run", config(test_flip=False, epochs=1))
+    arrays, facts = checkpoint.load(tmp_path / "run" / "last.safetensors")
+    for setting in ("test_flip", "model_settings"):
+        del facts["config"]["recipe"][setting]
+    assert train.Config.from_dict(facts["config"]) == config(test_flip=False, epochs=1)
+    images = run.open_data(None)[1].images
+    with tg.use_backend("numpy"):
+        now = train.Trained.load(tmp_path / "run").probabilities(images)
+        np.testing.assert_array_equal(train.Trained(arrays, facts).probabilities(images), now)
+
+
+def test_a_models_settings_lie_with_the_weights(tmp_path):
+    narrow = {"model": "resnet9", "model_settings": {"width": 2}, "epochs": 1}
+    result = run.start(tmp_path / "run", config(**narrow))
+    assert result["parameters"] == models.build("resnet9", width=2).num_parameters()
+    with tg.use_backend("numpy"):
+        metrics, _ = train.Trained.load(tmp_path / "run").evaluate(run.open_data(None)[1])
+    assert metrics.loss == result["test_loss"]
 
 
 def test_normalisation_lies_with_the_weights(tmp_path):

@@ -168,6 +168,16 @@ def test_the_average_is_what_is_measured():
     assert last["validation_loss"] != train.evaluate(trainer.model, held_out.epoch(0)).loss
 
 
+def test_held_out_images_are_judged_as_the_test_will():
+    held_out = make_loader(30, 10, shuffle=False)
+    trainer = make(validation=held_out, test_flip=True)
+    *_, last = trainer.run()
+    flipped, plain = (
+        train.evaluate(trainer.model, held_out.epoch(0), flip=flip).loss for flip in (True, False)
+    )
+    assert last["validation_loss"] == flipped != plain
+
+
 def test_averaging_changes_nothing_else():
     averaged, plain = make(ema=0.9), make()
     averaged.run()

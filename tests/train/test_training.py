@@ -22,6 +22,7 @@ from tinygrad_cnn.autograd import Node
 from tinygrad_cnn.data import rng_at
 from tinygrad_cnn.random import generator
 from tinygrad_cnn.train import progress
+from tinygrad_cnn.train.loop import judge
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 on_every_backend = pytest.mark.usefixtures("backend")
@@ -231,6 +232,35 @@ def test_evaluate_uses_the_running_statistics():
     assert train.evaluate(model, loader.epoch(0)).loss == pytest.approx(whole.loss, rel=1e-5)
     model.bn.running_mean.data = np.full(8, 3, np.float32)
     assert train.evaluate(model, loader.epoch(0)).loss != pytest.approx(whole.loss, rel=1e-3)
+
+
+@on_every_backend
+@pytest.mark.parametrize("name", ["convnet", "resnet8"])
+def test_with_flip_the_scores_are_the_mean_of_two_views(name):
+    model = models.build(name, rng=np.random.default_rng(0)).eval()
+    x = np.random.default_rng(1).standard_normal((3, 3, 32, 32)).astype(np.float32)
+    images, mirrored = model(tg.Tensor(x)).numpy(), model(tg.Tensor(x[..., ::-1].copy())).numpy()
+    np.testing.assert_array_equal(judge(model, x).numpy(), images)
+    flipped = judge(model, x, flip=True).numpy()
+    np.testing.assert_allclose(flipped, (images + mirrored) / 2, rtol=1e-6)
+    assert np.abs(flipped - images).max() > 1e-3
+    np.testing.assert_array_equal(judge(model, x[..., ::-1], flip=True).numpy(), flipped)
+    symmetric = np.concatenate([x[..., :16], x[..., 15::-1]], axis=3)
+    np.testing.assert_array_equal(
+        judge(model, symmetric, flip=True).numpy(), judge(model, symmetric).numpy()
+    )
+
+
+@on_numpy
+def test_evaluate_with_flip_measures_the_mean():
+    model, loader, seen = small(), make_loader(shuffle=False), []
+    metrics = train.evaluate(model, loader.epoch(0), flip=True, watch=seen.append)
+    ((x, targets),) = make_loader(60, 60, shuffle=False).epoch(0)
+    scores = judge(model.eval(), x, flip=True)
+    np.testing.assert_allclose(np.concatenate(seen), scores.numpy(), rtol=1e-4, atol=1e-6)
+    assert metrics.loss == pytest.approx(model.loss(scores, targets).item(), rel=1e-5)
+    assert metrics.accuracy == (scores.numpy().argmax(axis=1) == targets).mean()
+    assert metrics.loss != pytest.approx(train.evaluate(model, loader.epoch(0)).loss, rel=1e-4)
 
 
 @on_numpy

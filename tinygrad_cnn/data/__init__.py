@@ -1,8 +1,11 @@
 """Data sets as NumPy arrays: what to train on, and in which batches."""
 
 from .augment import (
+    ColourJitter,
+    Cutout,
     RandomCropAndFlip,
     channel_statistics,
+    colour_covariance,
     crop_and_flip,
     normalize,
     random_crop_and_flip,
@@ -17,6 +20,8 @@ from .randomness import rng_at
 from .shapes import shapes
 
 __all__ = [
+    "ColourJitter",
+    "Cutout",
     "DataError",
     "Dataset",
     "Loader",
@@ -24,6 +29,7 @@ __all__ = [
     "channel_statistics",
     "cifar10",
     "cifar100",
+    "colour_covariance",
     "crop_and_flip",
     "data_folder",
     "image_folder",

@@ -5,6 +5,7 @@ Every result is (N, C, H, W) and channels-last in memory: x.transpose(0, 2, 3, 1
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from .. import backends
 
 Statistics = tuple[NDArray[np.float64], NDArray[np.float64]]
+# Takes normalised images (N, C, H, W) and a generator; gives new images.
+Augment = Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]
 
 
 def channel_statistics(images: NDArray[np.uint8], *, per_pixel_mean: bool = False) -> Statistics:
@@ -32,6 +35,21 @@ def channel_statistics(images: NDArray[np.uint8], *, per_pixel_mean: bool = Fals
         mean = mean.mean(axis=(1, 2), keepdims=True)
     std = np.sqrt((square - mean**2).mean(axis=(1, 2), keepdims=True))
     return mean / 255, np.where(std > 0, std, 255) / 255  # a constant channel is left as it is
+
+
+def colour_covariance(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Measure the covariance (C, C) of a pixel's colours over all images, on the scale 0 to 1."""
+    _check("colour_covariance", images)
+    if not images.size:
+        raise ValueError("colour_covariance: got no images; expected at least one")
+    mean = images.mean(axis=(0, 2, 3), dtype=np.float64)
+    square = np.zeros((len(mean), len(mean)))
+    for image in images:  # one by one: all as float64 would take eight times their memory
+        colours = image.reshape(len(mean), -1).astype(np.float64)
+        square += colours @ colours.T  # sums of integers, so exact
+    pixels = images.size // len(mean)
+    covariance: NDArray[np.float64] = (square / pixels - np.outer(mean, mean)) / 255**2
+    return covariance
 
 
 def normalize(
@@ -121,6 +139,48 @@ class RandomCropAndFlip:
 
 
 random_crop_and_flip = RandomCropAndFlip()
+
+
+@dataclass(frozen=True, eq=False)
+class ColourJitter:
+    """Add a random colour to each image, mostly along the colours in which pixels differ most.
+
+    AlexNet's (Krizhevsky et al. 2012, section 4.1): p1 a1 l1 + p2 a2 l2 + p3 a3 l3, where p and l
+    are eigenvectors and eigenvalues of the colours' covariance V, and a is normal with deviation
+    `deviation`. That has the distribution of V a, for which no eigenvectors are needed. As l is a
+    variance, the scale counts: it is that of colour_covariance, 0 to 1. `std` (C, 1, 1) is what
+    the images were divided by when they were normalised.
+    """
+
+    covariance: NDArray[np.float64]
+    std: NDArray[np.float64]
+    deviation: float = 0.1
+
+    def __call__(self, x: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+        """Augment normalised images (N, C, H, W)."""
+        N, C, _, _ = x.shape
+        colours = rng.normal(0, self.deviation, (N, C)) @ self.covariance / self.std.ravel()
+        y: NDArray[Any] = x + colours[:, :, None, None].astype(x.dtype)
+        return y
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """Hide a square of size x size pixels in each image behind the mean colour.
+
+    Its middle is anywhere in the image, so that part of it may lie outside. DeVries & Taylor,
+    arXiv 1708.04552.
+    """
+
+    size: int
+
+    def __call__(self, x: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+        """Augment normalised images (N, C, H, W)."""
+        y = x.copy(order="K")
+        corners = rng.integers(0, x.shape[2:], (len(x), 2)) - self.size // 2
+        for image, (top, left) in zip(y, corners.tolist(), strict=True):
+            image[:, max(top, 0) : top + self.size, max(left, 0) : left + self.size] = 0
+        return y
 
 
 def _check_crops(

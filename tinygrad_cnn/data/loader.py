@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .augment import RandomCropAndFlip, Statistics, normalize, normalized_crop_and_flip
+from .augment import Augment, RandomCropAndFlip, Statistics, normalize, normalized_crop_and_flip
 from .dataset import Dataset
 from .prefetch import one_ahead
 from .randomness import rng_at
 
 Batch = tuple[NDArray[Any], NDArray[np.int64]]
-Augment = Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]
 
 
 class Loader:
     """Cut a data set into batches (x, y): normalised images (N, C, H, W) and labels (N,).
 
     `normalize` is (mean, std), from channel_statistics of the training set; `augment`, such as
-    random_crop_and_flip, is given the normalised images and a generator. A batch depends on seed,
+    random_crop_and_flip, is given the normalised images and a generator; of several, each is given
+    what the one before made. A batch depends on seed,
     epoch and batch number only and nothing is remembered: a loader's state is (epoch, batch).
 
     The next batch is prepared by a thread while this one is used, so `augment` may call NumPy, but
@@ -39,7 +39,7 @@ class Loader:
         *,
         seed: int,
         normalize: Statistics,
-        augment: Augment | None = None,
+        augment: Augment | Sequence[Augment] | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
         dtype: DTypeLike = np.float32,
@@ -49,7 +49,8 @@ class Loader:
             raise ValueError(f"Loader: batch_size is {batch_size}; expected at least 1")
         rng_at(seed, "shuffle")  # a bad seed is refused here, not in mid-training
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
-        self.statistics, self.augment, self.shuffle = normalize, augment, shuffle
+        self.statistics, self.shuffle = normalize, shuffle
+        self.augment = [augment] if callable(augment) else [*(augment or ())]
         self.drop_last, self.dtype, self.prefetch = drop_last, dtype, prefetch
         self.waited = 0.0
         if not len(self):
@@ -93,11 +94,14 @@ class Loader:
         return self._prepared(chosen.images, rng), chosen.labels
 
     def _prepared(self, images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[Any]:
-        mean, std = self.statistics
-        if isinstance(self.augment, RandomCropAndFlip):  # the same numbers in one pass
-            crops, padding = self.augment.draw(len(images), rng), self.augment.padding
-            return normalized_crop_and_flip(
-                images, *crops, mean, std, padding=padding, dtype=self.dtype
-            )
-        x = normalize(images, mean, std, dtype=self.dtype)
-        return self.augment(x, rng) if self.augment else x
+        match self.augment:
+            case [RandomCropAndFlip() as first, *rest]:  # the same numbers in one pass
+                crops, padding = first.draw(len(images), rng), first.padding
+                x = normalized_crop_and_flip(
+                    images, *crops, *self.statistics, padding=padding, dtype=self.dtype
+                )
+            case rest:
+                x = normalize(images, *self.statistics, dtype=self.dtype)
+        for augment in rest:
+            x = augment(x, rng)
+        return x

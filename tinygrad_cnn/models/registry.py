@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,11 @@ def register(name: str, builder: Callable[..., Classifier]) -> None:
 def names() -> list[str]:
     """List all names, in the order in which the course meets them."""
     return list(_builders)
+
+
+def signature(name: str) -> inspect.Signature:
+    """Give the parameters that `build` takes for a model."""
+    return inspect.signature(_builders[name])
 
 
 def build(name: str, classes: int = 10, **settings: Any) -> Classifier:

@@ -2,8 +2,8 @@
 
 https://github.com/davidcpage/cifar10-fast, dawn.py: 94 % on CIFAR-10 in 24 epochs.
 
->>> ResNet9().num_parameters()
-6573120
+>>> ResNet9().num_parameters(), ResNet9(width=32).num_parameters()
+(6573120, 1646112)
 """
 
 from __future__ import annotations
@@ -46,15 +46,21 @@ def halving(in_channels: int, out_channels: int, *then: nn.Module, rng: Rng) -> 
 
 
 class ResNet9(Classifier):
-    """Double the channels and halve the map three times; scores are scaled by 1/8."""
+    """Double the channels and halve the map three times; scores are scaled by 1/8.
 
-    def __init__(self, classes: int = 10, *, scale: float = 0.125, rng: Rng = None) -> None:
-        self.prep = ConvBlock(3, 64, rng)  # (N, 64, 32, 32)
-        self.layer1 = halving(64, 128, Residual(128, rng), rng=rng)  # (N, 128, 16, 16)
-        self.layer2 = halving(128, 256, rng=rng)  # (N, 256, 8, 8)
-        self.layer3 = halving(256, 512, Residual(512, rng), rng=rng)  # (N, 512, 4, 4)
-        self.pool = nn.MaxPool2d(4)  # (N, 512, 1, 1)
-        self.fc, self.scale = nn.Linear(512, classes, bias=False, rng=rng), scale
+    The first block has `width` channels, the last ones 8 times as many.
+    """
+
+    def __init__(
+        self, classes: int = 10, *, width: int = 64, scale: float = 0.125, rng: Rng = None
+    ) -> None:
+        w = width
+        self.prep = ConvBlock(3, w, rng)  # (N, w, 32, 32)
+        self.layer1 = halving(w, 2 * w, Residual(2 * w, rng), rng=rng)  # (N, 2w, 16, 16)
+        self.layer2 = halving(2 * w, 4 * w, rng=rng)  # (N, 4w, 8, 8)
+        self.layer3 = halving(4 * w, 8 * w, Residual(8 * w, rng), rng=rng)  # (N, 8w, 4, 4)
+        self.pool = nn.MaxPool2d(4)  # (N, 8w, 1, 1)
+        self.fc, self.scale = nn.Linear(8 * w, classes, bias=False, rng=rng), scale
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, 3, 32, 32) -> (N, classes)."""

@@ -83,19 +83,32 @@ def check_smoothing(model: Classifier, label_smoothing: float) -> None:
         )
 
 
+def judge(model: Classifier, x: Array, *, flip: bool = False) -> Tensor:
+    """Score images x (N, C, H, W); with `flip`, the mean of their and their mirror images' scores.
+
+    So AlexNet is tested (Krizhevsky et al. 2012, section 4.1), on crops besides.
+    """
+    scores: Tensor = model(Tensor(x))
+    return (scores + model(Tensor(x[..., ::-1]))) * 0.5 if flip else scores
+
+
 def evaluate(
-    model: Classifier, batches: Iterable[Batch], *, watch: Callable[[Array], Any] | None = None
+    model: Classifier,
+    batches: Iterable[Batch],
+    *,
+    flip: bool = False,
+    watch: Callable[[Array], Any] | None = None,
 ) -> Metrics:
     """Measure a model in evaluation mode; every module's mode is restored.
 
-    `watch` is called with each batch's scores (N, K).
+    `flip` is judge's; `watch` is called with each batch's scores (N, K).
     """
     metrics, modes = Metrics(), [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with no_grad():
             for x, targets in batches:
-                scores = model(Tensor(x))
+                scores = judge(model, x, flip=flip)
                 metrics.add(model.loss(scores, targets).item(), scores.numpy(), targets)
                 if watch:
                     watch(scores.numpy())

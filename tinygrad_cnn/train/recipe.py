@@ -20,7 +20,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from .. import data, models, optim
+from ..data.augment import Augment, Statistics
 from ..optim import values
 from ..optim.values import Fits, below_1, flag, from_0, list_of, number
 from ..suggestion import suggestion
@@ -57,18 +60,20 @@ class Recipe:
     """
 
     model: str = "resnet20"
+    model_settings: Settings = field(default_factory=dict)  # as models.build takes them
     epochs: int | None = None
     steps: int | None = None
     batch_size: int = 128
     accumulate: int = 1  # parts that each batch is cut into, to need less memory
     label_smoothing: float = 0.0
     ema: float = 0.0  # decay of the weights' running average; 0: no average
+    test_flip: bool = False  # judge an image by its scores' mean with those of its mirror image
     per_pixel_mean: bool = False  # normalise with a mean per pixel, not per channel
     dtype: str = "float32"
     optimizer: Settings = field(default_factory=lambda: {"name": "sgd", "lr": 0.1})
     schedule: Settings = field(default_factory=lambda: {"name": "constant"})
     warm_up: Settings = field(default_factory=dict)
-    augment: Settings = field(default_factory=lambda: {"pad": 0, "flip": False})
+    augment: Settings = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -83,6 +88,9 @@ class Recipe:
             raise RecipeError("warm_up has no steps; set how many, such as steps = 400")
 
     def _check_section(self, section: str, settings: Settings) -> None:
+        if section == "model_settings":
+            _check_model_settings(self.model, settings)
+            return
         known = _parameters(section, settings)
         for name, value in settings.items():
             if name not in known:
@@ -112,9 +120,12 @@ class Recipe:
     def override(self, table: Mapping[str, Any]) -> Recipe:
         """Change some settings.
 
-        Sections are merged, unless another `name` starts a section afresh; epochs replace steps.
+        Sections are merged, unless another `name` starts a section afresh, or another model its
+        settings; epochs replace steps.
         """
         new = self.to_dict()
+        if table.get("model", self.model) != self.model:
+            del new["model_settings"]
         if {"epochs", "steps"} & table.keys():
             new = {name: value for name, value in new.items() if name not in ("epochs", "steps")}
         for name, value in table.items():
@@ -130,6 +141,10 @@ class Recipe:
     def total_steps(self, batches: int) -> int:
         """Count the run's steps, where an epoch has so many batches."""
         return self.steps if self.steps is not None else (self.epochs or 0) * batches
+
+    def build_model(self, classes: int, rng: numpy.random.Generator) -> models.Classifier:
+        """Make the model with fresh weights."""
+        return models.build(self.model, classes=classes, rng=rng, **self.model_settings)
 
     def build_optimizer(self, params: list[Any]) -> optim.Optimizer:
         """Make the optimiser of `params`."""
@@ -148,13 +163,26 @@ class Recipe:
             optim.warm_up(schedule, **_in_steps(self.warm_up, steps)) if self.warm_up else schedule
         )
 
-    def build_augment(self) -> data.RandomCropAndFlip | None:
-        """Make the function that a loader's `augment` is, if there is anything to do."""
-        pad, flip = self.augment.get("pad", 0), self.augment.get("flip", False)
-        return data.RandomCropAndFlip(pad, flip) if pad or flip else None
+    def build_augment(
+        self, images: numpy.ndarray[Any, Any], statistics: Statistics
+    ) -> list[Augment]:
+        """Make a loader's `augment`, for training images uint8 (n, C, H, W) and what they measure.
+
+        Cutout comes last, so that nothing is added to what it hides.
+        """
+        pad, flip, jitter, size = (self.augment.get(key, 0) for key in AUGMENT)
+        made: list[Augment] = []
+        if pad or flip:
+            made.append(data.RandomCropAndFlip(pad, bool(flip)))
+        if jitter:
+            made.append(data.ColourJitter(data.colour_covariance(images), statistics[1], jitter))
+        if size:
+            made.append(data.Cutout(size))
+        return made
 
 
-SECTIONS = ("optimizer", "schedule", "warm_up", "augment")
+SECTIONS = ("model_settings", "optimizer", "schedule", "warm_up", "augment")
+AUGMENT = ("pad", "flip", "colour_jitter", "cutout")
 
 
 def names() -> list[str]:
@@ -200,7 +228,7 @@ def parse(setting: str) -> dict[str, Any]:
 def _parameters(section: str, settings: Settings) -> dict[str, bool]:
     """Map the keys that a section may have to whether it must have them."""
     if section == "augment":
-        return {"pad": False, "flip": False}
+        return dict.fromkeys(AUGMENT, False)
     if section == "warm_up":
         known: Callable[..., Any] = optim.warm_up
     else:
@@ -259,15 +287,28 @@ VALUES: dict[str, tuple[Fits, str]] = {
     "milestones": (list_of(_above_0), "a list of steps, or below 1 of parts of the run"),
     "shape": _one_of("linear", "constant"),
     "anneal_strategy": _one_of("cos", "linear"),
-    "pad": (lambda value: value == 0 or _count(value), "a whole number of pixels, from 0 on"),
-    **dict.fromkeys(("per_pixel_mean", "nesterov", "flip"), (flag, "true or false")),
-    **dict.fromkeys(("start", "floor"), (from_0, "a number from 0 on")),
+    **dict.fromkeys(
+        ("pad", "cutout"),
+        (lambda value: _count(value) or value == 0, "a whole number of pixels, from 0 on"),
+    ),
+    **dict.fromkeys(("per_pixel_mean", "test_flip", "nesterov", "flip"), (flag, "true or false")),
+    **dict.fromkeys(("start", "floor", "colour_jitter"), (from_0, "a number from 0 on")),
     **dict.fromkeys(("gamma", "div_factor", "final_div_factor"), (_above_0, "a number above 0")),
     **dict.fromkeys(
         ("label_smoothing", "ema", "pct_start"),
         (below_1, "a number from 0 to below 1"),
     ),
 }
+
+
+def _check_model_settings(model: str, settings: Settings) -> None:
+    """Refuse what the model doesn't take; what the values may be is its own affair."""
+    try:
+        models.signature(model).bind_partial(**settings)
+    except TypeError as error:
+        names = models.signature(model).parameters
+        there_are = ", ".join(name for name in names if name not in ("classes", "rng"))
+        raise RecipeError(f"model_settings: {model} {error}; there are: {there_are}") from None
 
 
 def _check(name: str, value: Any) -> None:

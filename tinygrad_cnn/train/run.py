@@ -132,7 +132,8 @@ def build(config: Config, train_set: data.Dataset) -> Trainer:
     train_set, aside = _split(train_set, config)
     statistics = data.channel_statistics(train_set.images, per_pixel_mean=recipe.per_pixel_mean)
     at: dict[str, Any] = dict(seed=seed, normalize=statistics, dtype=recipe.dtype)
-    loader = data.Loader(train_set, recipe.batch_size, augment=recipe.build_augment(), **at)
+    augment = recipe.build_augment(train_set.images, statistics)
+    loader = data.Loader(train_set, recipe.batch_size, augment=augment, **at)
     model = build_model(recipe, train_set, seed=seed)
     steps = recipe.total_steps(len(loader))
     return Trainer(
@@ -140,6 +141,7 @@ def build(config: Config, train_set: data.Dataset) -> Trainer:
         schedule=recipe.build_schedule(steps),
         validation=data.Loader(aside, 200, shuffle=False, **at) if aside else None,
         label_smoothing=recipe.label_smoothing, parts=recipe.accumulate, ema=recipe.ema,
+        test_flip=recipe.test_flip,
     )  # fmt: skip
 
 
@@ -167,7 +169,7 @@ def _split(dataset: data.Dataset, config: Config) -> tuple[data.Dataset, data.Da
 def build_model(recipe: Recipe, dataset: data.Dataset, *, seed: int) -> models.Classifier:
     """Make the recipe's model with fresh weights, for a data set's classes."""
     rng = numpy.random.default_rng(seed)
-    model = models.build(recipe.model, classes=len(dataset.classes), rng=rng)
+    model = recipe.build_model(len(dataset.classes), rng)
     if model.image_shape != dataset.images.shape[1:]:
         raise ValueError(
             f"{recipe.model} takes images {model.image_shape}, but those of {dataset.name} are "

@@ -10,10 +10,9 @@ import numpy
 from .. import backends, data, models, nn
 from ..autograd import no_grad
 from ..models import Classifier
-from ..tensor import Tensor
 from . import checkpoint
 from .folder import RunFolder
-from .loop import Metrics, evaluate
+from .loop import Metrics, evaluate, judge
 from .trainer import under
 
 Array = numpy.ndarray[Any, Any]
@@ -23,13 +22,14 @@ class Trained:
     """Hold a model, averaged if it was and folded for inference, and what it was trained with.
 
     `facts` are the checkpoint's; `classes` names the outputs. Images are uint8 (N, C, H, W) and
-    normalised here, as they were in training.
+    normalised here, as they were in training, and with the recipe's test_flip seen twice.
     """
 
     def __init__(self, arrays: checkpoint.Arrays, facts: checkpoint.Facts) -> None:
         self.facts, self.classes = facts, facts["classes"]
         self.statistics = arrays["normalization.mean"], arrays["normalization.std"]
-        self.dtype = facts["config"]["recipe"]["dtype"]
+        recipe = facts["config"]["recipe"]
+        self.dtype, self.test_flip = recipe["dtype"], recipe.get("test_flip", False)
         folded: Any = nn.fold_batch_norm(rebuild(arrays, facts))
         self.model: Classifier = folded
 
@@ -55,20 +55,21 @@ class Trained:
         loader = data.Loader(
             dataset, batch_size, seed=0, normalize=self.statistics, shuffle=False, dtype=self.dtype
         )
-        metrics = evaluate(self.model, loader.epoch(0), watch=scores.append)
+        metrics = evaluate(self.model, loader.epoch(0), flip=self.test_flip, watch=scores.append)
         return metrics, _softmax(numpy.concatenate(scores))
 
     def probabilities(self, images: Array) -> Array:
         """Judge images uint8 (N, C, H, W): their probabilities (N, classes)."""
         with no_grad():
             x = data.normalize(images, *self.statistics, dtype=self.dtype)
-            return _softmax(self.model(Tensor(x)).numpy())
+            return _softmax(judge(self.model, x, flip=self.test_flip).numpy())
 
 
 def rebuild(arrays: checkpoint.Arrays, facts: checkpoint.Facts) -> Classifier:
     """Build a checkpoint's model as it was trained, with its average's weights if it has one."""
     recipe = facts["config"]["recipe"]
-    model = models.build(recipe["model"], classes=len(facts["classes"]))
+    settings = recipe.get("model_settings", {})
+    model = models.build(recipe["model"], classes=len(facts["classes"]), **settings)
     model.astype(recipe["dtype"]).to(backends.current())
     model.load_state_dict(under("average.", arrays) or under("model.", arrays))
     return model

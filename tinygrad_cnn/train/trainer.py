@@ -83,7 +83,7 @@ class Trainer:
     `step` counts updates, `epoch` whole epochs; `history` has a record for each epoch, `timings`
     how long it took here; `metrics` and `pace` are the running epoch's. `label_smoothing` and
     `parts` are compute_gradients', `ema` is the decay of a WeightAverage, which is then what
-    `validation` measures.
+    `validation` measures, with `test_flip` by judge's mean of two views.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Trainer:
         label_smoothing: float = 0.0,
         parts: int = 1,
         ema: float = 0.0,
+        test_flip: bool = False,
         callbacks: Sequence[Any] = (),
     ) -> None:
         check_smoothing(model, label_smoothing)
@@ -105,6 +106,7 @@ class Trainer:
         self.steps, self.schedule, self.validation = steps, schedule, validation
         self.settings: dict[str, Any] = dict(label_smoothing=label_smoothing, parts=parts)
         self.average = WeightAverage(model, ema) if ema else None
+        self.test_flip = test_flip
         self.callbacks = list(callbacks)
         self.step, self.epoch, self.last_loss = 0, 0, float("nan")
         self.history: list[Record] = []
@@ -187,8 +189,10 @@ class Trainer:
     def _validate(self) -> Metrics | None:
         if self.validation is None:
             return None
-        batches = self.validation.epoch(0)
-        return evaluate(self.eval_model, batches, watch=lambda scores: self._heed_interrupt())
+        return evaluate(
+            self.eval_model, self.validation.epoch(0), flip=self.test_flip,
+            watch=lambda scores: self._heed_interrupt(),
+        )  # fmt: skip
 
     def _tell(self, moment: str, *args: Any) -> None:
         for callback in self.callbacks:
