@@ -4,7 +4,8 @@
 269722
 """
 
-from . import classic, preact, resnet, resnet9  # noqa: F401  (importing them fills the registry)
+from . import alexnet, classic, preact, resnet, resnet9  # noqa: F401  (importing them fills the registry)
+from .convolutional import to_convolutional
 from .registry import Classifier, build, names, register, signature
 
-__all__ = ["Classifier", "build", "names", "register", "signature"]
+__all__ = ["Classifier", "build", "names", "register", "signature", "to_convolutional"]

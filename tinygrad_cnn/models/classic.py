@@ -101,15 +101,19 @@ class LeNet5(Classifier):
 
     def __init__(self, classes: int = 10, *, channels: int = 1, rng: Rng = None) -> None:
         self.image_shape = (channels, 32, 32)
-        self.conv1, self.conv2 = nn.Conv2d(channels, 6, 5, rng=rng), nn.Conv2d(6, 16, 5, rng=rng)
-        self.fc1, self.fc2 = nn.Linear(400, 120, rng=rng), nn.Linear(120, 84, rng=rng)
-        self.fc3 = nn.Linear(84, classes, rng=rng)
+        self.features = nn.Sequential(
+            *(nn.Conv2d(channels, 6, 5, rng=rng), nn.ReLU(), nn.MaxPool2d(2)),  # (N, 6, 14, 14)
+            *(nn.Conv2d(6, 16, 5, rng=rng), nn.ReLU(), nn.MaxPool2d(2)),  # (N, 16, 5, 5)
+        )
+        self.classifier = nn.Sequential(
+            *(nn.Linear(400, 120, rng=rng), nn.ReLU()),
+            *(nn.Linear(120, 84, rng=rng), nn.ReLU()),
+            nn.Linear(84, classes, rng=rng),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, C, 32, 32) -> (N, classes)."""
-        x = F.max_pool2d(self.conv1(x).relu(), 2)  # (N, 6, 14, 14)
-        x = F.max_pool2d(self.conv2(x).relu(), 2)  # (N, 16, 5, 5)
-        return self.fc3(self.fc2(self.fc1(x.flatten(1)).relu()).relu())
+        return self.classifier(self.features(x).flatten(1))
 
 
 for _name, _model in dict(
