@@ -339,5 +339,6 @@ def test_mistakes_are_named(settings, message):
 
 
 def test_settings_of_another_shortcut_are_refused():
-    with pytest.raises(TypeError, match="gate_bias"):
+    refused = "preact: gate_bias is no setting of the shortcut 'constant scaling'; leave it out"
+    with pytest.raises(ValueError, match=refused):
         build_preact(depth=8, shortcut="constant scaling", gate_bias=-6)

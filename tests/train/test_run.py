@@ -121,6 +121,21 @@ def test_without_validation_the_last_is_used(tmp_path):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
 
 
+def test_a_models_settings_lie_in_the_checkpoint(tmp_path):
+    changes = {"model": "convnet", "model_settings": {"widths": [4, 8], "batch_norm": True}}
+    run.start(tmp_path / "run", config(epochs=1, **changes))
+    with tg.use_backend("numpy"):
+        model = train.Trained.load(tmp_path / "run").model
+    assert model.fc.weight.shape == (10, 8 * 8 * 8)
+
+
+def test_settings_that_a_model_refuses_are_told_before_anything_is_written(tmp_path):
+    refused = config(model="resnet20", model_settings={"shortcut": "D"})
+    with pytest.raises(ValueError, match="resnet: shortcut is 'D'; expected 'A', 'B', 'C' or None"):
+        run.start(tmp_path / "run", refused)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_evaluated_is_the_average(tmp_path):
     run.start(tmp_path / "run", config())
     arrays, facts = checkpoint.load(tmp_path / "run" / "last.safetensors")

@@ -15,6 +15,7 @@ both tables is a setting of the one Unit below:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -265,13 +266,15 @@ def build_preact(
     bottleneck: bool = False,
     unit: str = "full pre-activation",
     shortcut: str = "identity",
+    shortcut_scale: float | None = None,
+    branch_scale: float | None = None,
+    gate_bias: float | None = None,
     rng: Rng = None,
-    **of_shortcut: float,
 ) -> PreActResNet:
     """Build the network of 6n + 2 layers, or 9n + 2 with bottlenecks.
 
-    `unit` is one of UNITS; `shortcut` one of SHORTCUTS, whose settings may follow: those of a row
-    of TABLE_1.
+    `unit` is one of UNITS; `shortcut` one of SHORTCUTS. The three settings after it are of some of
+    these, as in TABLE_1; None leaves them at their defaults.
     """
     layers = 9 if bottleneck else 6
     if depth < layers + 2 or depth % layers != 2:
@@ -280,13 +283,18 @@ def build_preact(
     for name, value, known in ("unit", unit, UNITS), ("shortcut", shortcut, SHORTCUTS):
         if value not in known:
             raise ValueError(f"preact: {name} is {value!r}; expected one of {', '.join(known)}")
+    given = dict(shortcut_scale=shortcut_scale, branch_scale=branch_scale, gate_bias=gate_bias)
+    of_shortcut = {name: value for name, value in given.items() if value is not None}
+    for name in of_shortcut.keys() - inspect.signature(SHORTCUTS[shortcut]).parameters.keys():
+        raise ValueError(f"preact: {name} is no setting of the shortcut {shortcut!r}; leave it out")
     return PreActResNet(
         (depth - 2) // layers, classes,
         bottleneck=bottleneck, unit=unit, shortcut=shortcut, rng=rng, **of_shortcut,
     )  # fmt: skip
 
 
+for _depth in (20, 32, 44, 56, 110):
+    register(f"preact_resnet{_depth}", partial(build_preact, depth=_depth))
 register("resnet164", partial(build_preact, depth=164, bottleneck=True, unit="original"))
-register("preact_resnet110", partial(build_preact, depth=110))
 register("preact_resnet164", partial(build_preact, depth=164, bottleneck=True))
 register("preact_resnet1001", partial(build_preact, depth=1001, bottleneck=True))
