@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import re
+import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
 import tinygrad_cnn as tg
-from tinygrad_cnn import backends, cli
+from tinygrad_cnn import backends, cli, data, train
+from tinygrad_cnn.train import run as runs
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-PROGRAMS = ("backends", "layers", "memory_passes", "steps", "scaling", "inference")
+PROGRAMS = ("backends", "layers", "memory_passes", "steps", "scaling", "inference", "speedrun")
 
 
 @pytest.fixture
@@ -215,7 +219,98 @@ def test_inference(run, load, monkeypatch):
     assert re.fullmatch(r"[\d.]+ \([\d.]+x\)", row["eager, ms"])
 
 
-@pytest.mark.parametrize("name", ["layers", "memory_passes", "steps", "inference"])
+WHOLE = dict(  # a recipe with all that a peer must do as well, for the whole of an epoch and more
+    model="resnet9", model_settings={"width": 4}, steps=9, batch_size=16, dtype="float64",
+    label_smoothing=0.1, ema=0.9, test_flip=True, schedule={"name": "one_cycle"},
+    optimizer={"name": "sgd", "lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3},
+    augment={"pad": 4, "flip": True, "cutout": 8, "colour_jitter": 0.1},
+)  # fmt: skip
+
+
+@pytest.mark.usefixtures("_torch")
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.0, "test_flip": False, "augment": {}}])
+def test_a_recipe_is_followed_as_ours(load, changes):
+    """What is tested in the end is the same network: its weights and its running statistics."""
+    peers = load("torch_training")
+    recipe = train.Recipe.from_dict(WHOLE | changes)
+    with tg.use_backend("numpy"):
+        trainer = runs.build(train.Config(recipe, backend="numpy"), data.shapes(70))
+        theirs = peers.fit(recipe, trainer, peers.peer(recipe, trainer))
+        first = trainer.model.parameters()[0].numpy().copy()
+        trainer.run()
+    ours = trainer.eval_model
+    parameters = [p.detach().numpy() for p in theirs.parameters()]
+    assert not np.allclose(parameters[0], first, rtol=1e-2)
+    for p, q in zip(ours.parameters(), parameters, strict=True):
+        np.testing.assert_allclose(p.numpy(), q, rtol=1e-7, atol=1e-10)
+    buffers = [q.numpy() for q in theirs.buffers() if q.ndim]  # a count of batches has no axes
+    for (_, p), q in zip(ours.named_buffers(), buffers, strict=True):
+        np.testing.assert_allclose(p.numpy(), q, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.usefixtures("_torch")
+@pytest.mark.parametrize("flip", [False, True])
+def test_both_sides_test_alike(load, flip):
+    """A network that has learned nothing is right where it is right by chance, here and there."""
+    peers, accuracy = load("torch_training"), load("accuracy")
+    images = data.shapes(70), data.shapes(50, train=False)
+    recipe = train.Recipe.from_dict(WHOLE | {"test_flip": flip, "ema": 0.0})
+    with tg.use_backend("numpy"):
+        ours, _ = accuracy.ours(recipe, images, 3)
+    found, seconds = peers.train(recipe.override({"steps": 1000}), *images, 3, steps=9)
+    assert found == ours
+    assert 0 < seconds < 1000
+
+
+@pytest.mark.usefixtures("_torch")
+def test_a_peer_cuts_no_batches(load):
+    recipe = train.Recipe.from_dict(WHOLE | {"accumulate": 2})
+    images = data.shapes(70), data.shapes(50, train=False)
+    with pytest.raises(ValueError, match="accumulate is 2; the peer takes whole batches only"):
+        load("torch_training").train(recipe, *images, 0)
+
+
+@pytest.mark.usefixtures("_torch")
+@pytest.mark.parametrize("side", ["ours", "torch"])
+def test_speedrun(run, tmp_path, side):
+    own, results = tmp_path / "own.toml", tmp_path / "found.jsonl"
+    own.write_text('model = "resnet9"\nmodel_settings = {width = 2}\nepochs = 1\nbatch_size = 5\n')
+    options = ["--recipe", own, "--minutes", 0.005, "--images", 50, "--results", results]
+    for _ in range(2):
+        status, out, err = run("speedrun", *options, "--side", side, "--backend", "numpy")
+        assert (status, err) == (0, "")
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [line["side"] for line in lines] == [side, side]
+    given = 0.005 * (1.8 if side == "torch" else 1)
+    for line in lines:
+        assert line["asked for, minutes"] == pytest.approx(given)
+        assert line["epochs"] == pytest.approx(line["steps"] / 10)
+        assert 0 <= line["accuracy"] <= 1
+    (row,) = rows(out, "Accuracy by the clock")
+    assert (row["side"], row["accuracy"]) == (side, f"{lines[1]['accuracy']:.2%}")
+
+
+def test_speedrun_has_two_sides(run, monkeypatch):
+    asked = []
+
+    def run_again(command, check):
+        asked.append(command[-2:])
+        return SimpleNamespace(returncode=len(asked) - 1)
+
+    monkeypatch.setattr(subprocess, "run", run_again)
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
+    status, _, err = run("speedrun")
+    assert asked == [["--side", "ours"], ["--side", "torch"]]
+    assert (status, err) == (
+        1,
+        "speedrun: the run of side torch failed; what it said stands above\n",
+    )
+    status, _, err = run("speedrun", "--side", "jax")
+    assert status == 2
+    assert "--side is 'jax'; expected ours, torch or both" in err
+
+
+@pytest.mark.parametrize("name", ["layers", "memory_passes", "steps", "inference", "speedrun"])
 def test_without_pytorch_there_is_a_sentence(run, monkeypatch, name):
     monkeypatch.setitem(sys.modules, "torch", None)
     status, _, err = run(name)

@@ -27,7 +27,9 @@ def make(**settings):
 
 
 def test_there_are_recipes():
-    assert recipe.names() == ["paper", "paper-110", "paper-preact", "quick", "speedrun"]
+    assert recipe.names() == [
+        "alexnet", "paper", "paper-110", "paper-preact", "quick", "shapes", "speedrun",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", recipe.names())
@@ -76,6 +78,17 @@ def test_deep_networks_warm_up(name, model):
     assert replace(warm, warm_up={}) == recipe.load("paper").override({"model": model})
 
 
+def test_alexnet_is_the_papers():
+    """Krizhevsky et al. 2012, sections 4.1 and 5."""
+    alexnet = recipe.load("alexnet")
+    schedule = alexnet.build_schedule(1000)
+    rates = sorted({round(schedule(step), 12) for step in range(1000)}, reverse=True)
+    assert rates == [0.01, 0.001, 0.0001, 0.00001]
+    assert alexnet.batch_size == 128
+    assert alexnet.optimizer == dict(name="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4)
+    assert alexnet.augment["colour_jitter"] == 0.1
+
+
 # ---- your own ----
 
 
@@ -118,7 +131,7 @@ def test_overriding():
     changed = quick.override({"model": "resnet20", "optimizer": {"lr": 1.0}, "steps": 7})
     assert (changed.model, changed.epochs, changed.steps) == ("resnet20", None, 7)
     assert changed.optimizer == quick.optimizer | {"lr": 1.0}
-    assert quick.optimizer["lr"] == 0.05  # a recipe doesn't change
+    assert quick.optimizer["lr"] == 0.3  # a recipe doesn't change
 
 
 def test_another_name_starts_a_section_afresh():
@@ -295,7 +308,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TWENTY = {"steps": 20, "batch_size": 16, "dtype": "float64", "model": "resnet8"}
 BESIDE = {
     "paper": {**TWENTY, "schedule": {"milestones": [10, 15]}},
-    "quick": {
+    "shapes": {
         **TWENTY, "label_smoothing": 0.1, "warm_up": {"steps": 1, "start": 0.002},
         "schedule": {"name": "one_cycle"},
     },

@@ -29,6 +29,7 @@ Examples:
 * `tinygrad-cnn train`: a small network on built-in images, in minutes
 * `tinygrad-cnn train --data cifar10 --model resnet20 --epochs 20 --validation 5000`
 * `tinygrad-cnn train --data cifar10 --recipe paper`: 64,000 steps, as in the ResNet paper
+* `tinygrad-cnn train --set model_settings.shortcut=B --set augment.cutout=8 --model resnet20`
 * `tinygrad-cnn train --set ema=0.999 --set optimizer.weight_decay=5e-4`
 * `tinygrad-cnn train --resume runs/resnet8-shapes`: go on, bit for bit as if never stopped
 """
@@ -73,7 +74,8 @@ ValidationOption = Annotated[
 ]  # fmt: skip
 RecipeOption = Annotated[
     str | None,
-    in_recipe(help="quick (the default), paper (see recipes), or the path of your own .toml.",
+    in_recipe(help="shapes (the default on those), quick (on other data), paper, ... (see the "
+              "command recipes), or the path of your own .toml.",
               autocompletion=complete_recipe),
 ]  # fmt: skip
 EpochsOption = Annotated[int | None, in_recipe(help="How often to see every image.")]
@@ -130,7 +132,8 @@ def train(
     choices = {name: value for name, value in choices.items() if value is not None}
     if resume is None:
         choices |= dict(data_dir=data_dir, threads=threads)
-        chosen = config.configure(recipe or "quick", overrides, **choices)
+        usual = "shapes" if data in (None, "shapes") else "quick"
+        chosen = config.configure(recipe or usual, overrides, **choices)
         with nullcontext(out) if out else run.new_folder(chosen) as folder:
             result = run.start(folder, chosen, checkpoint_every=checkpoint_every)
     else:
@@ -221,8 +224,9 @@ def recipes(name: RecipeArgument = None) -> None:
         recipe.load(name)  # a mistake in it is told
         print(recipe.text(name), end="")
         return
+    width = max(map(len, recipe.names()))
     for each in recipe.names():
         told = recipe.load(each)
         length = f"{told.epochs} epochs" if told.epochs else f"{told.steps:,} steps"
-        print(f"{each:10} {told.model}, {length} of batches of {told.batch_size}: ", end="")
+        print(f"{each:{width}} {told.model}, {length} of batches of {told.batch_size}: ", end="")
         print(f"{told.optimizer['name']}, lr {told.optimizer['lr']:g}, {told.schedule['name']}")
