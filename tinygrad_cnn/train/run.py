@@ -64,8 +64,8 @@ def start(folder: Path, config: Config, **settings: Any) -> dict[str, Any]:
     config = replace(config, backend=backends.get(config.backend).name)
     run = RunFolder(folder)
     run.refuse_taken()
-    how = dict(threads=config.threads, checkpoint_activations=config.checkpoint_activations)
-    return train(run, config, *open_data(config), **how, **settings)
+    settings |= dict(checkpoint_activations=config.checkpoint_activations)
+    return train(run, config, *open_data(config), threads=config.threads, **settings)
 
 
 def resume(
@@ -83,8 +83,9 @@ def resume(
         return files.read_json(run.result)
     if checkpoint_activations is None:
         checkpoint_activations = config.checkpoint_activations
-    how = dict(threads=threads or config.threads, checkpoint_activations=checkpoint_activations)
-    return train(run, config, *open_data(config.on(None, data_dir)), **how, **settings)
+    settings |= dict(checkpoint_activations=checkpoint_activations)
+    images = open_data(config.on(None, data_dir))
+    return train(run, config, *images, threads=threads or config.threads, **settings)
 
 
 def open_data(config: Config) -> tuple[data.Dataset, data.Dataset]:
