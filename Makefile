@@ -24,7 +24,7 @@ lint: .venv/with-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-BENCHMARKS := backends layers memory_passes steps inference scaling
+BENCHMARKS := backends layers memory_passes steps inference scaling checkpointing
 bench: .venv/with-peers  ## all benchmarks in their short form, against PyTorch
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
 	@echo "the long forms, and what the figures mean: benchmarks/README.md"

@@ -11,7 +11,7 @@ import pytest
 
 import tinygrad_cnn as tg
 from tinygrad_cnn import functional as F
-from tinygrad_cnn.autograd import OPS, _hooks, op, recording, unbroadcast
+from tinygrad_cnn.autograd import OPS, op, op_hooks, recording, unbroadcast
 from tinygrad_cnn.ops.elementwise import rule_in_force
 
 ROWS = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
@@ -852,7 +852,7 @@ SWITCHES = {  # how to enter it, and how to tell that it is on
     "no_grad": (tg.no_grad, lambda: not recording.get()),
     "unfused": (tg.unfused, lambda: names_of(lambda: normalise(PIXEL, relu=True))[0][-1] == "relu"),
     "relu_rule": (lambda: tg.relu_rule("deconv"), lambda: rule_in_force.get() == "deconv"),
-    "forward_hook": (lambda: tg.forward_hook(lambda *_: None), lambda: len(_hooks.get()) == 1),
+    "forward_hook": (lambda: tg.forward_hook(lambda *_: None), lambda: len(op_hooks.get()) == 1),
     "use_backend": (lambda: tg.use_backend("numba"), lambda: tg.ones(1).backend.name == "numba"),
 }
 

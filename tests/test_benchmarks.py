@@ -19,7 +19,10 @@ from tinygrad_cnn import backends, cli, data, train
 from tinygrad_cnn.train import run as runs
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-PROGRAMS = ("backends", "layers", "memory_passes", "steps", "scaling", "inference", "speedrun")
+PROGRAMS = (
+    *("backends", "layers", "memory_passes", "steps", "scaling", "inference"),
+    *("speedrun", "checkpointing"),
+)
 
 
 @pytest.fixture
@@ -181,6 +184,38 @@ def test_where_nothing_can_be_compiled_that_side_is_left_out(load, monkeypatch, 
         found = steps.usable([steps.OURS, "compile", "NCHW"], "resnet8", weights, some)
     assert [*found] == [steps.OURS, "NCHW"]
     assert capsys.readouterr().err == "torch.compile is left out: no C++ compiler\n"
+
+
+def test_checkpointing(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    sizes = ["--model", "resnet8", "--batch-size", 4, "--small", 2, "--timed", "resnet8"]
+    options = [*sizes, "--rounds", 1, "--backend", "numpy", "--out", tmp_path]
+    status, out, err = run("checkpointing", *options)
+    assert (status, err) == (0, "")
+    found = rows(out, "Memory of a step, resnet8")
+    assert [(row["batch"], row["activations"]) for row in found] == [
+        ("2", "all kept"), ("2", "checkpointed"), ("4", "checkpointed")
+    ]  # fmt: skip
+    for row in found:
+        assert float(row["process, MB"]) >= float(row["peak, MB"]) > 0
+        difference = float(row["peak, MB"]) - float(row["loaded, MB"])
+        assert float(row["growth, MB"]) == pytest.approx(difference, abs=1.1)
+    assert len(rows(out, "Time of a step, resnet8, batch 2")) == 2
+    assert re.search(r"^checkpointed / all kept: \d+\.\d\d", out, re.MULTILINE)
+    check_files(tmp_path, "checkpointing")
+    check_files(tmp_path, "recomputation")
+
+
+def test_gradients_that_differ_with_checkpoints_are_not_compared(load, monkeypatch):
+    checkpointing = load("checkpointing")
+    sums = iter("abc")
+
+    def measure(*case):
+        return checkpointing.Measured(1, 2, 3, 0.1, next(sums))
+
+    monkeypatch.setattr(checkpointing, "measure", measure)
+    with pytest.raises(checkpointing.Unequal, match=r"^resnet8, batch 2: the gradients differ"):
+        checkpointing.memory("resnet8", 4, 2, "numpy", None)
 
 
 def test_scaling(run, load, monkeypatch, tmp_path):

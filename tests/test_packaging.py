@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # From the bottom up: a module imports from its own layer and from those before it.
 LAYERS = (
     ("backends",),
-    ("autograd", "dtypes", "interop", "random", "suggestion", "atomic"),
+    ("autograd", "dtypes", "interop", "random", "suggestion", "atomic", "state"),
     ("tensor",),
     ("creation", "ops", "functional", "graph", "gradcheck"),
     ("nn", "testing", "selftest"),

@@ -119,6 +119,22 @@ def test_options_change_the_recipe(run, tmp_path):
     assert (config.recipe, config.recipe_name, config.seed) == (expected, "paper", 3)
 
 
+@pytest.mark.usefixtures("few")
+def test_activations_are_checkpointed(run, tmp_path):
+    """And a model that has none to forget says so, before there is anything of the run."""
+    short = ("train", "--set", "steps=2", "--backend", "numpy")
+    flag, losses = "--checkpoint-activations", []
+    for name, flags in ("plain", []), ("again", [flag]):
+        assert run(*short, "--model", "resnet8", "--out", name, *flags)[0] == 0
+        assert read_config(tmp_path / name).checkpoint_activations == bool(flags)
+        losses.append(json.loads((tmp_path / name / "result.json").read_text())["test_loss"])
+    assert losses[0] == losses[1]
+    status, out, err = run(*short, "--model", "mlp", flag)
+    assert (status, out) == (1, "")
+    assert err.startswith("tinygrad-cnn: checkpoint_activations: MLP has no Sequential")
+    assert not (tmp_path / "runs").exists()
+
+
 # ---- stopping and going on ----
 
 

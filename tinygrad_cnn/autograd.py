@@ -21,7 +21,7 @@ from typing import Any
 Vjp = Callable[..., Any]
 
 recording: ContextVar[bool] = ContextVar("recording", default=True)
-_hooks: ContextVar[tuple[Callable[..., None], ...]] = ContextVar("hooks", default=())
+op_hooks: ContextVar[tuple[Callable[..., None], ...]] = ContextVar("hooks", default=())
 
 ops = SimpleNamespace()  # every op, as an attribute
 OPS: dict[str, Callable[..., Any]] = vars(ops)  # the same, by name
@@ -52,7 +52,7 @@ def no_grad() -> Any:
 
 def forward_hook(hook: Callable[[str, Sequence[Variable], Variable], None]) -> Any:
     """Call hook(op name, inputs, output) after every op inside a `with` block."""
-    return setting(_hooks, (*_hooks.get(), hook))
+    return setting(op_hooks, (*op_hooks.get(), hook))
 
 
 class Variable:
@@ -140,7 +140,7 @@ def op(
             output.version = inputs[0].version
         if recording.get() and any(x.node for x in inputs):
             output.node = _record(name, inputs, vjps, output, broadcasts)
-        for hook in _hooks.get():
+        for hook in op_hooks.get():
             hook(name, inputs, output)
         return output
 
@@ -213,7 +213,7 @@ def gradients(
     wanted = {n for n in order if n.leaf} if targets is None else set(targets)
     useful = _leading_to(wanted, order)
     found, waiting, own = dict[Node, Any](), dict[Node, Any](), set[Node]()
-    with setting(recording, create_graph), setting(_hooks, ()):
+    with setting(recording, create_graph), setting(op_hooks, ()):
         for root, seed in zip(roots, seeds, strict=True):
             _accumulate(waiting, own, root, seed)
         # order matters: with b = a + a, c = b + b, b must have both its gradients before a gets any

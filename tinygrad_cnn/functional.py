@@ -18,6 +18,7 @@ from .backends import geometry
 from .ops import conv, elementwise, loss, norm, pool, reduce, shape
 from .ops.elementwise import erf, relu, sigmoid, tanh
 from .random import generator
+from .state import uses
 from .tensor import Tensor
 
 __all__ = [
@@ -144,6 +145,8 @@ def batch_norm(
             x, running_mean, running_var, weight, bias, training, momentum, eps,
             residual=residual, relu=relu,
         )  # fmt: skip
+
+    uses(running_mean, running_var)
 
     def update(mean: Any, var: Any) -> None:
         count = x.size // x.shape[1]

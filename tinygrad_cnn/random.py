@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import numpy
 
+from .state import uses
+
 _generator: numpy.random.Generator | None = None
 
 
@@ -31,8 +33,7 @@ def use_generator(rng: numpy.random.Generator) -> Iterator[None]:
 def generator(rng: numpy.random.Generator | None = None) -> numpy.random.Generator:
     """Give `rng`, or the default generator (unpredictable until `manual_seed` is called)."""
     global _generator
-    if rng is not None:
-        return rng
-    if _generator is None:
-        _generator = numpy.random.default_rng()
-    return _generator
+    if rng is None:
+        rng = _generator = _generator or numpy.random.default_rng()
+    uses(rng)
+    return rng

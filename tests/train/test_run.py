@@ -19,7 +19,7 @@ from killable import RECIPE
 from small_run import Small
 
 import tinygrad_cnn as tg
-from tinygrad_cnn import data, models, report, train
+from tinygrad_cnn import data, models, nn, report, train
 from tinygrad_cnn.train import checkpoint, run
 from tinygrad_cnn.train.config import check_resumable
 from tinygrad_cnn.train.recipe import Recipe, RecipeError
@@ -365,6 +365,40 @@ def test_threads_are_remembered(tmp_path, monkeypatch):
         run.resume(tmp_path, callbacks=[stop_at(2)])
     run.resume(tmp_path, threads=1)
     assert used == [2, 2, 1]
+
+
+class Chain(models.Classifier):
+    def __init__(self, classes=10, *, rng=None):
+        conv, drop = nn.Conv2d(3, 8, 5, stride=4, rng=rng), nn.Dropout(0.25)
+        self.body = nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU(), drop)
+        self.fc = nn.Linear(8, classes, rng=rng)
+
+    def forward(self, x):
+        return self.fc(self.body(x).mean((2, 3)))
+
+
+def test_checkpointed_activations_change_no_result_and_are_remembered(tmp_path, monkeypatch):
+    class See(train.Callback):
+        def on_start(self, trainer):
+            segments.append(trainer.model.body.segment)
+
+    segments, see = [], See()
+    monkeypatch.setitem(models.registry._builders, "chain", Chain)
+    chain = config(model="chain")
+    run.start(tmp_path / "plain", chain, callbacks=[see])
+    chain, folder = replace(chain, checkpoint_activations=True), tmp_path / "run"
+    with pytest.raises(train.Stopped):
+        run.start(folder, chain, callbacks=[stop_at(8), see])
+    with pytest.raises(train.Stopped):
+        run.resume(folder, callbacks=[stop_at(17), see])
+    run.resume(folder, checkpoint_activations=False, callbacks=[see])
+    assert segments == [0, 2, 2, 0]
+    plain, _ = checkpoint.load(tmp_path / "plain" / "last.safetensors")
+    arrays, _ = checkpoint.load(folder / "last.safetensors")
+    assert plain.keys() == arrays.keys()
+    for name, array in plain.items():
+        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
+    assert report.differences(map(report.read_run, (folder, tmp_path / "plain"))) == {}
 
 
 # ---- killed ----

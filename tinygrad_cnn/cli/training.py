@@ -14,6 +14,7 @@ import tinygrad_cnn as tg
 from ..backends.threads import set_threads
 from .options import (
     DATA_PANEL,
+    MACHINE_PANEL,
     BackendOption,
     DataDirOption,
     ThreadsOption,
@@ -98,6 +99,15 @@ EveryOption = Annotated[
     in_run(metavar="STEPS", min=1,
            help="Save a checkpoint after so many steps, not only after each epoch."),
 ]  # fmt: skip
+ActivationsOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--checkpoint-activations/--no-checkpoint-activations", rich_help_panel=MACHINE_PANEL,
+        show_default=False,
+        help="Forget most activations and compute them again in the backward pass: memory grows "
+             "with the square root of the depth, steps take a third longer, nothing else changes.",
+    ),
+]  # fmt: skip
 CheckpointArgument = Annotated[
     Path, typer.Argument(help="A .safetensors file, or a run's folder.", show_default=False)
 ]
@@ -117,6 +127,7 @@ def train(
     settings: SetOption = None, seed: SeedOption = None, out: OutOption = None,
     resume: ResumeOption = None, checkpoint_every: EveryOption = None,
     backend: BackendOption = None, threads: ThreadsOption = None,
+    checkpoint_activations: ActivationsOption = None,
 ) -> None:  # fmt: skip
     """Train a network.
 
@@ -132,6 +143,7 @@ def train(
     choices = {name: value for name, value in choices.items() if value is not None}
     if resume is None:
         choices |= dict(data_dir=data_dir, threads=threads)
+        choices |= dict(checkpoint_activations=bool(checkpoint_activations))
         usual = "shapes" if data in (None, "shapes") else "quick"
         chosen = config.configure(recipe or usual, overrides, **choices)
         with nullcontext(out) if out else run.new_folder(chosen) as folder:
@@ -140,8 +152,10 @@ def train(
         folder = resume
         choices |= {n: v for n, v in dict(recipe_name=recipe, out=out).items() if v is not None}
         config.check_resumable(folder, choices, overrides)
-        how: dict[str, Any] = dict(threads=threads, checkpoint_every=checkpoint_every)
-        result = run.resume(folder, data_dir=data_dir, **how)
+        result = run.resume(
+            folder, data_dir=data_dir, threads=threads, checkpoint_every=checkpoint_every,
+            checkpoint_activations=checkpoint_activations,
+        )  # fmt: skip
     _tell(folder, result)
 
 

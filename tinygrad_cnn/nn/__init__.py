@@ -1,6 +1,7 @@
 """Layers, and modules that are made of them."""
 
 from . import init
+from .checkpoint import checkpoint
 from .fold import fold_batch_norm
 from .layers import (
     AvgPool2d,
@@ -15,12 +16,13 @@ from .layers import (
     ReLU,
     Tanh,
 )
-from .module import Module, ModuleList, Parameter, Sequential
+from .module import Module, ModuleList, Parameter
 from .rehearsal import rehearsal
+from .sequential import Sequential, checkpoint_activations
 from .trace import Call, trace
 
 __all__ = [
     "AvgPool2d", "BatchNorm2d", "Call", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d", "Linear",
     "LocalResponseNorm", "MaxPool2d", "Module", "ModuleList", "Parameter", "ReLU", "Sequential",
-    "Tanh", "fold_batch_norm", "init", "rehearsal", "trace",
+    "Tanh", "checkpoint", "checkpoint_activations", "fold_batch_norm", "init", "rehearsal", "trace",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ import numpy
 
 from ..backends import Backend
 from ..backends import get as get_backend
+from ..state import uses
 from ..tensor import Tensor
 
 Hook = Callable[["Module", tuple[Any, ...], Any], Any]
@@ -42,6 +43,7 @@ class Module:
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
         """Run forward between its hooks; a value that a forward hook returns is the output."""
+        uses(self)
         for hook in self._hooks("_pre_hooks"):
             hook(self, args)
         y = self.forward(*args, **settings)
@@ -200,16 +202,3 @@ class ModuleList(Module):
 
     def __getitem__(self, i: int) -> Module:
         return list(self)[i]
-
-
-class Sequential(ModuleList):
-    """Modules that are run one after another."""
-
-    def __init__(self, *modules: Module) -> None:
-        super().__init__(list(modules))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pass x through every module in turn."""
-        for module in self:
-            x = module(x)
-        return x

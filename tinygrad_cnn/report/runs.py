@@ -61,10 +61,11 @@ def row(run: Run) -> Record:
 def differences(runs: Iterable[Run]) -> dict[str, list[Any]]:
     """Find the settings in which the configurations differ: dotted name -> one value per run.
 
-    Runs without a readable configuration are left out.
+    Runs without a readable configuration are left out, and so is what changes no result.
     """
     flat = [dict(_flat(run.config)) for run in runs if run.config]
     names = dict.fromkeys(name for settings in flat for name in settings)
+    names.pop("checkpoint_activations", None)
     values = {name: [settings.get(name) for settings in flat] for name in names}
     return {name: v for name, v in values.items() if any(one != v[0] for one in v)}
 

@@ -18,6 +18,7 @@ class Config:
     `images` takes only the first so many to train, and a fifth of that to test; `validation` is how
     many of the training images are held out. `recipe_name` and `data_dir` say where things came
     from, `threads` how many BLAS has: another number may change the last bits.
+    `checkpoint_activations` changes memory and time, and nothing else.
     """
 
     recipe: Recipe
@@ -29,6 +30,7 @@ class Config:
     seed: int = 0
     backend: str = "auto"
     threads: int | None = None
+    checkpoint_activations: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Give what from_dict reads."""

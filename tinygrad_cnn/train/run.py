@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy
 
-from .. import backends, data, models, report
+from .. import backends, data, models, nn, report
 from ..backends.threads import set_threads
 from . import folder as files
 from .callbacks import Checkpoints, Plot, StopAtNaN
@@ -64,20 +64,26 @@ def start(folder: Path, config: Config, **settings: Any) -> dict[str, Any]:
     config = replace(config, backend=backends.get(config.backend).name)
     run = RunFolder(folder)
     run.refuse_taken()
+    settings |= dict(checkpoint_activations=config.checkpoint_activations)
     return train(run, config, *open_data(config), threads=config.threads, **settings)
 
 
 def resume(
-    folder: Path, *, data_dir: Path | None = None, threads: int | None = None, **settings: Any
-) -> dict[str, Any]:
+    folder: Path, *, data_dir: Path | None = None, threads: int | None = None,
+    checkpoint_activations: bool | None = None, **settings: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Go on with the run in a folder from its newest checkpoint; gives result.json's contents.
 
-    The data may lie elsewhere now, and the number of threads may be another.
+    The data may lie elsewhere now, there may be another number of threads, and activations may be
+    checkpointed or not (None: as at the start).
     """
     run, config = RunFolder(folder), read_config(folder)
     if run.result.exists():
         print(f"the run in {folder} is finished")
         return files.read_json(run.result)
+    if checkpoint_activations is None:
+        checkpoint_activations = config.checkpoint_activations
+    settings |= dict(checkpoint_activations=checkpoint_activations)
     images = open_data(config.on(None, data_dir))
     return train(run, config, *images, threads=threads or config.threads, **settings)
 
@@ -94,6 +100,7 @@ def train(
     test_set: data.Dataset,
     *,
     threads: int | None = None,
+    checkpoint_activations: bool = False,
     checkpoint_every: int | None = None,
     callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
@@ -103,6 +110,8 @@ def train(
         set_threads(threads, backend)
     with backends.use_backend(backend):
         trainer = build(config, train_set)
+        if checkpoint_activations:
+            nn.checkpoint_activations(trainer.model)
         keeper = _keeper(run, config, trainer, every=checkpoint_every)
         plot = Plot(report.plot_curves, run.curves)
         trainer.callbacks = [StopAtNaN(), Progress(), keeper, plot, *callbacks]
