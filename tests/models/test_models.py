@@ -14,12 +14,13 @@ import pytest
 import tinygrad_cnn as tg
 from tinygrad_cnn import models
 from tinygrad_cnn.models.resnet import build_resnet, shortcut_a
+from tinygrad_cnn.models.resnet_imagenet import DEPTHS
 
 pytestmark = pytest.mark.usefixtures("backend")
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-DEEPEST = ("resnet1202", "preact_resnet1001")
-every_name = pytest.mark.parametrize("name", [n for n in models.names() if n not in DEEPEST])
+LARGE = {"resnet1202", "preact_resnet1001", *(f"resnet{depth}" for depth in DEPTHS)}
+every_name = pytest.mark.parametrize("name", [n for n in models.names() if n not in LARGE])
 
 
 @pytest.fixture

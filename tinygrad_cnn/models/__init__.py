@@ -4,7 +4,13 @@
 269722
 """
 
-from . import classic, preact, resnet, resnet9  # noqa: F401  (importing them fills the registry)
+from . import (  # noqa: F401  (importing them fills the registry)
+    classic,
+    preact,
+    resnet,
+    resnet9,
+    resnet_imagenet,
+)
 from .registry import Classifier, build, names, register
 
 __all__ = ["Classifier", "build", "names", "register"]
