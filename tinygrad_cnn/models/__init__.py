@@ -11,6 +11,10 @@ from . import (  # noqa: F401  (importing them fills the registry)
     resnet9,
     resnet_imagenet,
 )
+from .pretrained import WeightsError, head_of, load_pretrained, read_weights, recognize
 from .registry import Classifier, build, names, register
 
-__all__ = ["Classifier", "build", "names", "register"]
+__all__ = [
+    "Classifier", "WeightsError", "build", "head_of", "load_pretrained", "names", "read_weights",
+    "recognize", "register",
+]  # fmt: skip
