@@ -70,6 +70,15 @@ def test_the_middle_is_cut_out(tmp_path):
     assert corners(read_image(save(tmp_path / "x.png", tall))) == (RED, BLUE)
 
 
+def test_a_border_is_left_out(tmp_path):
+    """An eighth of each side, then the middle of what is left."""
+    image = Image.new("RGB", (64, 128), RED)
+    image.paste(BLUE, (8, 40, 56, 88))
+    path = save(tmp_path / "x.png", image)
+    assert (read_image(path, (3, 48, 48), border=1 / 8) == np.reshape(BLUE, (3, 1, 1))).all()
+    assert (read_image(path, (3, 64, 64))[:, 0] == np.reshape(RED, (3, 1))).all()
+
+
 def test_a_large_photo_looks_as_if_it_were_decoded_whole(tmp_path):
     """Decoding a JPEG at a fraction of its size is quicker and may cost some grey levels."""
     rng = np.random.default_rng(0)

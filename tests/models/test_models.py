@@ -14,13 +14,14 @@ import pytest
 import tinygrad_cnn as tg
 from tinygrad_cnn import models
 from tinygrad_cnn.models.resnet import build_resnet, shortcut_a
+from tinygrad_cnn.models.resnet_imagenet import DEPTHS
 
 pytestmark = pytest.mark.usefixtures("backend")
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-DEEPEST = ("resnet1202", "preact_resnet1001")
 NARROW = {"alexnet": dict(widths=(4, 4, 6, 4, 4), hidden=8)}  # test_alexnet.py has the whole of it
-every_name = pytest.mark.parametrize("name", [n for n in models.names() if n not in DEEPEST])
+LARGE = {"resnet1202", "preact_resnet1001", *(f"resnet{depth}" for depth in DEPTHS)}
+every_name = pytest.mark.parametrize("name", [n for n in models.names() if n not in LARGE])
 
 
 @pytest.fixture

@@ -81,6 +81,18 @@ def test_weights_belong_to_the_generator(initializer):
     assert (a != c).any()
 
 
+@pytest.mark.parametrize("initializer", [init.kaiming_normal, init.xavier_uniform])
+def test_skipped_weights_are_zero_and_draw_nothing(initializer):
+    rng, untouched = np.random.default_rng(0), np.random.default_rng(0)
+    with init.skipped():
+        w = initializer(CONV, rng)
+        with pytest.raises(ValueError, match="has no fan-in"), init.skipped():
+            initializer((3,), rng)
+        assert not initializer(CONV, rng).any()  # an inner block's end, by an error too, is its own
+    assert (w.shape, w.dtype, w.any()) == (CONV, np.float32, False)
+    np.testing.assert_array_equal(initializer(CONV, rng), initializer(CONV, untouched))
+
+
 def test_variance_is_kept_through_relu_layers():
     """Ten layers deep the scale is that of the start; with half the variance it is 1/32."""
     rng = np.random.default_rng(0)

@@ -216,6 +216,12 @@ def test_loaded_values_are_copies_in_the_models_dtype(dtype):
     assert {t.dtype.name for _, t in other._named_tensors()} == {dtype}
 
 
+def test_pytorchs_count_of_batches_is_passed_over():
+    model, state = net(), net(1).state_dict()
+    model.load_state_dict({**state, "bn.num_batches_tracked": np.array(7)})
+    assert values(model) == values(net(1))
+
+
 def test_a_loaded_model_computes_the_same():
     model, other = net(), net(1)
     model(images())  # moves the running statistics
@@ -237,6 +243,10 @@ MISFITS = {
     "two": (
         changed(drop=["bn.bias"], fc_bias=np.ones(())),
         "bn.bias is missing; fc.bias is (), expected (2,).",
+    ),
+    "misspelt": (
+        changed(drop=["fc.weight"], fc_weigth=np.ones((2, 4))),
+        "fc.weight is missing; fc.weigth is unknown (did you mean fc.weight?). Was it",
     ),
     "many": ({}, "conv.bias is missing (and 3 more)."),
     "no number": (changed(fc_bias=np.array(["a", "b"])), "could not convert string to float"),

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import data, diagnose, looking, runs, training
+from . import converting, data, diagnose, looking, runs, training
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,6 +26,7 @@ TRAINING, LOOKING = "Train and use", "See what there is"
 app.command(rich_help_panel=TRAINING, epilog=training.TRAIN_EXAMPLES)(training.train)
 app.command(rich_help_panel=TRAINING, epilog=training.EVALUATE_EXAMPLES)(training.evaluate)
 app.command(rich_help_panel=TRAINING, epilog=training.PREDICT_EXAMPLES)(training.predict)
+app.command(rich_help_panel=TRAINING, epilog=converting.EXAMPLES)(converting.convert)
 app.command(rich_help_panel=TRAINING)(training.recipes)
 app.command(rich_help_panel=TRAINING, epilog=runs.EXAMPLES)(runs.compare)
 app.command("data", rich_help_panel=LOOKING, epilog=data.EXAMPLES)(data.show_data)

@@ -197,7 +197,7 @@ def evaluate(
     with tg.use_backend(_set_up(backend, threads)):
         trained = train.Trained.load(checkpoint)
         config = train.Config.from_dict(trained.facts["config"])
-        _, test_set = run.open_data(config.on(data, data_dir))
+        _, test_set = run.open_data(config.on(data, data_dir), border=trained.border)
         metrics, _ = trained.evaluate(test_set)
     print(f"{config.recipe.model} on {len(test_set):,} test images of {test_set.name}:")
     print(f"test accuracy {metrics.accuracy:.2%}, loss {metrics.loss:.3f}")
@@ -211,13 +211,12 @@ def predict(
 
     Pictures of any size and kind are resized to what the network was trained on.
     """
-    from .. import data, train
+    from .. import train
 
     with tg.use_backend(_set_up(backend, threads)):
         trained = train.Trained.load(checkpoint)
         for path in images:
-            image = data.read_image(path, trained.model.image_shape)
-            (probabilities,) = trained.probabilities(image[None])
+            (probabilities,) = trained.probabilities(trained.read_image(path)[None])
             print(path)
             for k in probabilities.argsort()[::-1][:5]:
                 print(f"  {probabilities[k]:7.2%}  {trained.classes[k]}")

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ class Listing:
 
 
 def image_folder(
-    path: str | os.PathLike[str], *, size: int = 32, seed: int = 0
+    path: str | os.PathLike[str], *, size: int = 32, border: float = 0.0, seed: int = 0
 ) -> tuple[Dataset, Dataset]:
     """Read pictures as (training set, test set) of images (n, 3, size, size).
 
@@ -38,15 +39,15 @@ def image_folder(
     so. The pictures are shuffled by `seed`: the first thousand are of all classes. They may lie
     deeper in a class's folder. Hidden files are passed over, files without a
     picture's suffix counted in the name; a picture that cannot be read is an error, so that no
-    training goes on with less than its data unnoticed.
+    training goes on with less than its data unnoticed. `border` is read_image's.
     """
     root = Path(path).expanduser()
-    parts = root / "train", root / "test"
+    parts, how = (root / "train", root / "test"), dict[str, Any](size=size, border=border)
     if all(part.is_dir() for part in parts):
-        return _given_sets(root, *parts, size=size, seed=seed)
+        return _given_sets(root, *parts, how, seed=seed)
     found = list_pictures(root)
     name = _name(root, f"a fifth set aside by seed {seed}", _left_out(found.others))
-    whole = _dataset(found, tuple(found.pictures), name, size=size)
+    whole = _dataset(found, tuple(found.pictures), name, **how)
     aside = _fifth_of_each_class(whole.labels, seed)
     if not aside.any():
         raise DataError(f"{root} has one picture in each class; expected at least two, to test on")
@@ -84,14 +85,14 @@ def _visible_files(folder: Path) -> list[Path]:
 
 
 def _given_sets(
-    root: Path, train_folder: Path, test_folder: Path, *, size: int, seed: int
+    root: Path, train_folder: Path, test_folder: Path, how: dict[str, Any], *, seed: int
 ) -> tuple[Dataset, Dataset]:
     train, test = list_pictures(train_folder), list_pictures(test_folder)
     classes = tuple(train.pictures)
     if strange := test.pictures.keys() - train.pictures.keys():
         raise DataError(f"{test_folder} has {', '.join(sorted(strange))}, which train has not")
     name = _name(root, _left_out(train.others + test.others))
-    sets = (_dataset(found, classes, name, size=size) for found in (train, test))
+    sets = (_dataset(found, classes, name, **how) for found in (train, test))
     train_set, test_set = (_shuffled(part, np.ones(len(part), np.bool_), seed) for part in sets)
     return train_set, test_set
 
@@ -105,14 +106,16 @@ def _name(root: Path, *notes: str) -> str:
     return f"folder:{root.resolve().name}" + (f" ({said})" if said else "")
 
 
-def _dataset(found: Listing, classes: tuple[str, ...], name: str, *, size: int) -> Dataset:
+def _dataset(
+    found: Listing, classes: tuple[str, ...], name: str, *, size: int, border: float
+) -> Dataset:
     paths = [path for pictures in found.pictures.values() for path in pictures]
     counts = [len(pictures) for pictures in found.pictures.values()]
     labels = np.repeat([classes.index(c) for c in found.pictures], counts)
-    return Dataset(_decoded(paths, size), labels.astype(np.int64), classes, name)
+    return Dataset(_decoded(paths, size, border), labels.astype(np.int64), classes, name)
 
 
-def _decoded(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:
+def _decoded(paths: Sequence[Path], size: int, border: float) -> NDArray[np.uint8]:
     """Read all pictures, so that an error counts all that can't be read: (n, 3, size, size)."""
     from rich.progress import track
 
@@ -120,7 +123,7 @@ def _decoded(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:
     todo = track(paths, "reading pictures", transient=True, disable=not sys.stdout.isatty())
     for image, path in zip(images, todo, strict=True):
         try:
-            image[:] = read_image(path, (3, size, size)).transpose(1, 2, 0)
+            image[:] = read_image(path, (3, size, size), border=border).transpose(1, 2, 0)
         except DataError as error:
             bad.append(error)
     if bad:

@@ -24,6 +24,7 @@ def open_data(
     images: int | None = None,
     seed: int = 0,
     size: int = 32,
+    border: float = 0.0,
     fetch: bool = True,
 ) -> tuple[Dataset, Dataset]:
     """Give (training set, test set) of "cifar10", "cifar100", "shapes" or "folder:PATH".
@@ -31,8 +32,8 @@ def open_data(
     A CIFAR archive that does not lie in data_folder(data_dir) is downloaded, unless `fetch` is
     False. `images` takes only the first so many to train and a fifth of that to test; of shapes,
     so many are drawn, else 10,000. `seed` draws the shapes, and what a folder without train and
-    test sets aside; `size` is that of a folder's images. Raises DataError where the data can't be
-    had.
+    test sets aside; `size` and `border` are image_folder's. Raises DataError where the data can't
+    be had.
     """
     check_name(name)
     if images is not None and images < 5:
@@ -40,15 +41,17 @@ def open_data(
     if name == "shapes":
         n = images or 10_000
         return shapes(n, seed=seed), shapes(n // 5, seed=seed, train=False)
-    train, test = _whole(name, data_dir, seed=seed, size=size, fetch=fetch)
+    if name.startswith("folder:"):
+        path = name.removeprefix("folder:")
+        train, test = image_folder(path, size=size, border=border, seed=seed)
+    else:
+        train, test = _archived(name, data_dir, fetch=fetch)
     return _first(train, images), _first(test, images and images // 5)
 
 
-def _whole(
-    name: str, data_dir: str | os.PathLike[str] | None, *, seed: int, size: int, fetch: bool
+def _archived(
+    name: str, data_dir: str | os.PathLike[str] | None, *, fetch: bool
 ) -> tuple[Dataset, Dataset]:
-    if name.startswith("folder:"):
-        return image_folder(name.removeprefix("folder:"), size=size, seed=seed)
     archive = ARCHIVES[name]
     if fetch and where(archive, data_dir) is None:
         download(archive, data_dir)

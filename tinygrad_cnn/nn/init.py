@@ -10,7 +10,9 @@ Weights are (out, in) or (out, in/groups, kh, kw).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy
@@ -18,6 +20,18 @@ import numpy
 Array = numpy.ndarray[Any, Any]
 Generator = numpy.random.Generator
 Initializer = Callable[[tuple[int, ...], Generator], Array]
+
+_drawing = ContextVar("drawing", default=True)
+
+
+@contextmanager
+def skipped() -> Iterator[None]:
+    """Leave weights at 0 inside a `with` block, undrawn: the model is counted, or filled later."""
+    before = _drawing.set(False)
+    try:
+        yield
+    finally:
+        _drawing.reset(before)
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -49,11 +63,15 @@ def xavier_uniform(shape: tuple[int, ...], rng: Generator) -> Array:
 
 def normal(shape: tuple[int, ...], rng: Generator, *, std: float = 0.01) -> Array:
     """N(0, std^2)."""
+    if not _drawing.get():
+        return numpy.zeros(shape, numpy.float32)
     return (rng.standard_normal(shape) * std).astype(numpy.float32)
 
 
 def uniform(shape: tuple[int, ...], rng: Generator, *, bound: float) -> Array:
     """U(-bound, bound)."""
+    if not _drawing.get():
+        return numpy.zeros(shape, numpy.float32)
     return rng.uniform(-bound, bound, shape).astype(numpy.float32)
 
 

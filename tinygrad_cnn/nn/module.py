@@ -8,6 +8,7 @@ statistics), a Module is a child. Names are the attributes' paths, as in PyTorch
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import numpy
@@ -135,22 +136,21 @@ class Module:
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Take values from `state`; names and shapes must match, with strict=False only shapes.
 
-        Nothing is changed unless everything fits.
+        Nothing is changed unless everything fits. PyTorch's num_batches_tracked is passed over:
+        it counts what nothing here depends on.
         """
         own = dict(self._named_tensors())
-        problems = [] if not strict else [f"{n} is missing" for n in own if n not in state]
-        problems += [] if not strict else [f"{n} is unknown" for n in state if n not in own]
-        for name in own.keys() & state.keys():
-            got = numpy.shape(state[name])
-            if got != own[name].shape:
-                problems.append(f"{name} is {got}, expected {own[name].shape}")
-        if problems:
+        state = {n: a for n, a in state.items() if not n.endswith("num_batches_tracked")}
+        if problems := _misfits(own, state, strict):
+            told = [_told(name, problems) for name in sorted(problems)[:5]]
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
             raise ValueError(
                 f"load_state_dict: the state doesn't fit this {type(self).__name__}: "
-                f"{'; '.join(sorted(problems)[:5])}{more}. Was it saved by another model?"
+                f"{'; '.join(told)}{more}. Was it saved by another model?"
             )
-        read = {n: numpy.array(state[n], own[n].dtype) for n in own.keys() & state.keys()}
+        read = {
+            n: numpy.array(numpy.asarray(state[n]), own[n].dtype) for n in own.keys() & state.keys()
+        }
         for name, value in read.items():
             own[name].data = own[name].backend.asarray(value)
 
@@ -182,6 +182,25 @@ class Module:
             return f"{type(self).__name__}({self.extra_repr()})"
         body = "\n".join(children).replace("\n", "\n  ")
         return f"{type(self).__name__}({self.extra_repr()}\n  {body}\n)"
+
+
+def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Any], strict: bool) -> dict[str, str]:
+    """Map the names that a state lacks, has too many or in another shape to what is wrong."""
+    names = own.keys() ^ state.keys() if strict else set()
+    problems = {name: "is missing" if name in own else "is unknown" for name in names}
+    for name in own.keys() & state.keys():
+        got = numpy.shape(state[name])
+        if got != own[name].shape:
+            problems[name] = f"is {tuple(got)}, expected {own[name].shape}"
+    return problems
+
+
+def _told(name: str, problems: Mapping[str, str]) -> str:
+    """Say what is wrong with an entry; of an unknown one, which missing one it may be."""
+    missing = [n for n, problem in problems.items() if problem == "is missing"]
+    unknown = problems[name] == "is unknown"
+    meant = get_close_matches(name, missing, n=1, cutoff=0.8) if unknown else []
+    return " ".join([name, problems[name], *(f"(did you mean {n}?)" for n in meant)])
 
 
 class ModuleList(Module):

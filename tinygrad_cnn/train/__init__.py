@@ -4,6 +4,7 @@ from .averaging import WeightAverage
 from .callbacks import Checkpoints, Diverged, Plot, StopAtNaN
 from .checkpoint import CheckpointError
 from .config import Config
+from .convert import convert
 from .loop import Metrics, compute_gradients, evaluate, train_step
 from .progress import Progress
 from .recipe import Recipe, RecipeError
@@ -29,6 +30,7 @@ __all__ = [
     "Trainer",
     "WeightAverage",
     "compute_gradients",
+    "convert",
     "evaluate",
     "fit",
     "resume",

@@ -88,9 +88,17 @@ def resume(
     return train(run, config, *images, threads=threads or config.threads, **settings)
 
 
-def open_data(config: Config) -> tuple[data.Dataset, data.Dataset]:
-    """Give the run's images, to train (and to hold out) and to test."""
-    return data.open_data(config.data, config.data_dir, images=config.images)
+def open_data(config: Config, *, border: float = 0.0) -> tuple[data.Dataset, data.Dataset]:
+    """Give the run's images, to train (and to hold out) and to test.
+
+    A folder's pictures are read in the model's size; `border` is read_image's.
+    """
+    how: dict[str, Any] = {}
+    if config.data.startswith("folder:"):
+        with nn.init.skipped():
+            size = models.build(config.recipe.model).image_shape[1]
+        how = dict(size=size, border=border)
+    return data.open_data(config.data, config.data_dir, images=config.images, **how)
 
 
 def train(

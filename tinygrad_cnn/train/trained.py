@@ -30,6 +30,7 @@ class Trained:
         self.statistics = arrays["normalization.mean"], arrays["normalization.std"]
         recipe = facts["config"]["recipe"]
         self.dtype, self.test_flip = recipe["dtype"], recipe.get("test_flip", False)
+        self.border = facts.get("border", 0.0)  # of read_image, where the weights are converted
         folded: Any = nn.fold_batch_norm(rebuild(arrays, facts))
         self.model: Classifier = folded
 
@@ -58,6 +59,10 @@ class Trained:
         metrics = evaluate(self.model, loader.epoch(0), flip=self.test_flip, watch=scores.append)
         return metrics, _softmax(numpy.concatenate(scores))
 
+    def read_image(self, path: Path) -> Array:
+        """Read a picture as the model takes it: uint8 (C, H, W)."""
+        return data.read_image(path, self.model.image_shape, border=self.border)
+
     def probabilities(self, images: Array) -> Array:
         """Judge images uint8 (N, C, H, W): their probabilities (N, classes)."""
         with no_grad():
@@ -69,7 +74,8 @@ def rebuild(arrays: checkpoint.Arrays, facts: checkpoint.Facts) -> Classifier:
     """Build a checkpoint's model as it was trained, with its average's weights if it has one."""
     recipe = facts["config"]["recipe"]
     settings = recipe.get("model_settings", {})
-    model = models.build(recipe["model"], classes=len(facts["classes"]), **settings)
+    with nn.init.skipped():
+        model = models.build(recipe["model"], classes=len(facts["classes"]), **settings)
     model.astype(recipe["dtype"]).to(backends.current())
     model.load_state_dict(under("average.", arrays) or under("model.", arrays))
     return model

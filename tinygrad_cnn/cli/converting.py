@@ -1,0 +1,57 @@
+"""The command `convert`: weights that others trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import complete_model
+
+EXAMPLES = """\
+Examples:
+
+* `tinygrad-cnn convert resnet50.pth resnet50.safetensors --classes imagenet.txt`
+* `tinygrad-cnn predict resnet50.safetensors photo.jpg`
+* `tinygrad-cnn convert resnet20.th resnet20.safetensors`: of akamaster's pytorch_resnet_cifar10
+* `tinygrad-cnn evaluate resnet20.safetensors --data cifar10`
+"""
+Colours = tuple[float, float, float] | None
+
+SourceArgument = Annotated[
+    Path, typer.Argument(help="A PyTorch checkpoint or a .safetensors file.", show_default=False)
+]
+DestArgument = Annotated[
+    Path, typer.Argument(metavar="DEST.safetensors", help="File to write.", show_default=False)
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(help="Network; default: what fits.", autocompletion=complete_model),
+]
+ClassesOption = Annotated[
+    Path | None,
+    typer.Option(help="Text with a class's name on each line; default: CIFAR's, or numbers."),
+]
+MeanOption = Annotated[
+    Colours, typer.Option(help="Mean of red, green, blue in training, 0 to 1; default: ImageNet's.")
+]
+StdOption = Annotated[Colours, typer.Option(help="Their standard deviation; default: ImageNet's.")]
+
+
+def convert(
+    source: SourceArgument, dest: DestArgument, model: ModelOption = None,
+    classes: ClassesOption = None, mean: MeanOption = None, std: StdOption = None,
+) -> None:  # fmt: skip
+    """Turn weights from PyTorch into a file that evaluate and predict take.
+
+    Names are torchvision's, those of akamaster's CIFAR networks, or those of ours. Nothing that a
+    checkpoint's pickle names is run.
+    """
+    from ..train import convert
+
+    labels = classes and classes.read_text(encoding="utf-8").splitlines()
+    choices: dict[str, Any] = dict(model=model, classes=labels, mean=mean, std=std)
+    name = convert(source, dest, **{k: v for k, v in choices.items() if v is not None})
+    print(f"{dest} holds the weights of {name}")
+    print(f"next: tinygrad-cnn predict {dest} IMAGE.png")

@@ -1,0 +1,71 @@
+"""Turn weights that others trained into a file that evaluate and predict take, like a run's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from .. import models, nn
+from ..data.archives import ARCHIVES
+from ..models import WeightsError
+from . import checkpoint
+from .config import Config
+from .recipe import Recipe
+
+# What torchvision's weights want pixels normalised with, and akamaster's for CIFAR-10 too.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BORDER = (256 - 224) / 2 / 256  # torchvision scales a picture to 256 pixels and cuts 224 out
+
+
+def convert(
+    source: Path,
+    dest: Path,
+    *,
+    model: str | None = None,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> str:
+    """Write the weights in `source` (see models.read_weights) to `dest`; gives the network's name.
+
+    The network is recognised unless `model` names it. `classes` default to CIFAR's for a network of
+    its images with as many outputs, else to numbers. `mean` and `std` are per channel, of pixels
+    from 0 to 1.
+    """
+    if dest.suffix != ".safetensors":
+        raise WeightsError(f"{dest}: the result's name must end in .safetensors")
+    state = models.read_weights(source)
+    name = model or models.recognize(state)
+    net = _filled(name, state, source)
+    (outputs, *_), (channels, side, _) = net.parameters()[-1].shape, net.image_shape
+    guess = f"cifar{outputs}" if net.image_shape == (3, 32, 32) else ""
+    data = guess if guess in ARCHIVES else "unknown"
+    labels = classes or (ARCHIVES[data].classes if data in ARCHIVES else range(outputs))
+    for what, values, n in (
+        ("class names", labels, outputs), ("means", mean, channels), ("deviations", std, channels),
+    ):  # fmt: skip
+        if len(values) != n:
+            raise WeightsError(f"got {len(values)} {what}; {name} with these weights has {n}")
+    arrays = {f"model.{n}": a for n, a in net.state_dict().items()}
+    for what, values in {"mean": mean, "std": std}.items():
+        arrays[f"normalization.{what}"] = numpy.reshape(values, (-1, 1, 1)).astype(numpy.float64)
+    config = Config(Recipe(model=name, steps=1), f"converted from {source.name}", data=data)
+    border = BORDER if side >= 224 else 0.0
+    facts = {"config": config.to_dict(), "classes": list(map(str, labels)), "border": border}
+    checkpoint.save(dest, arrays, facts)
+    return name
+
+
+def _filled(name: str, state: Mapping[str, Any], source: Path) -> models.Classifier:
+    with nn.init.skipped():
+        net = models.build(name)
+        last = state.get(f"{models.head_of(net)}.weight", ())
+        net = models.build(name, classes=len(last) or 10)
+    try:
+        net.load_state_dict(state)
+    except ValueError as error:
+        raise WeightsError(f"{source} as {name}: {error}") from None
+    return net
