@@ -342,7 +342,7 @@ MISTAKES = {
     "channels": ([], "got 3 means; lenet5 with these weights has 1"),
     "classes": (["--classes", "three.txt"], "got 3 class names; lenet5 with these weights has 10"),
     "model": (["--model", "lenet"], "no model 'lenet'; did you mean 'lenet5'? There are: "),
-    "number": (["--mean", "a", "0", "0"], "'a' is not a valid float"),
+    "number": (["--mean", "a", "0", "0"], "Invalid value for '--mean'"),  # the rest is typer's
 }
 
 
