@@ -258,8 +258,8 @@ def test_examples_in_the_help_parse():
 @pytest.mark.parametrize(
     ("complete", "typed", "found"),
     [
-        (options.complete_model, "resnet5", ["resnet56"]),
-        (options.complete_recipe, "pa", ["paper"]),
+        (options.complete_model, "resnet4", ["resnet44"]),
+        (options.complete_recipe, "q", ["quick"]),
         (options.complete_recipe, "m", ["mine.toml"]),
         (options.complete_backend, "nu", ["numba", "numpy"]),
         (options.complete_data, "cifar", ["cifar10", "cifar100"]),
@@ -277,11 +277,11 @@ def test_the_shell_completes():
         [Path(sys.executable).with_name("tinygrad-cnn")],
         env={
             **os.environ, "_TINYGRAD_CNN_COMPLETE": "complete_bash",
-            "COMP_WORDS": "tinygrad-cnn train --model resnet5", "COMP_CWORD": "3",
+            "COMP_WORDS": "tinygrad-cnn train --model resnet4", "COMP_CWORD": "3",
         },
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert result.stdout.split() == ["resnet56"]
+    assert result.stdout.split() == ["resnet44"]
 
 
 def test_the_command_line_is_light():

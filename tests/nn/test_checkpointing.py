@@ -523,8 +523,8 @@ def test_segments_are_as_long_as_the_square_root():
 
 def test_a_model_without_a_chain_is_refused():
     message = (
-        r"^checkpoint_activations: LeNet5 has no Sequential, whose modules could be run again; "
+        r"^checkpoint_activations: MLP has no Sequential, whose modules could be run again; "
         r"call nn.checkpoint in its forward method$"
     )
     with pytest.raises(ValueError, match=message):
-        nn.checkpoint_activations(models.build("lenet5"))
+        nn.checkpoint_activations(models.build("mlp"))
