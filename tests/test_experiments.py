@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import json
 import os
 import re
@@ -280,6 +281,12 @@ def test_the_table_of_made_up_runs(engine, tmp_path):
     ]  # fmt: skip
     written = engine.markdown([["x", "y"], ["1", "2"]])
     assert written == "| x | y |\n| --- | --- |\n| 1 | 2 |\n"
+
+
+def test_the_engines_doctests(engine):
+    """Doctests are looked for in tinygrad_cnn and tests only."""
+    found = doctest.testmod(engine)
+    assert (found.attempted, found.failed) == (2, 0)
 
 
 def test_the_curves_are_means_of_finished_runs(engine, tmp_path):

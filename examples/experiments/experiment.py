@@ -161,7 +161,7 @@ def table(experiment: Experiment, rows: Sequence[Variant], out: Path) -> list[li
     for variant in rows:
         if runs := runs_of(variant, out):
             done = [run for run in runs if run.result]
-            cells = [_spread([m(run) for run in done]) for m in measures]
+            cells = [spread([m(run) for run in done]) for m in measures]
             lost = sum((run.path / "diverged.txt").exists() for run in runs)
             count = f"{len(done)} + {lost} diverged" if lost else str(len(done))
             lines.append([variant.name, _parameters(done), count, *cells, str(variant.paper)])
@@ -172,15 +172,19 @@ def _parameters(runs: Sequence[report.Run]) -> str:
     return f"{runs[0].result['parameters']:,}" if runs else "-"
 
 
-def _spread(values: Sequence[float | None]) -> str:
-    """Write the median and, of several, mean and standard deviation."""
+def spread(values: Sequence[float | None]) -> str:
+    """Write the median and, of several, mean and standard deviation; and if some are None.
+
+    >>> spread([1.0]), spread([3.0, 1.0, 8.0]), spread([1.0, None])
+    ('1.00', '3.00 (4.00 ± 3.61)', '1.00, of 1 of 2 runs')
+    """
     known = [v for v in values if v is not None]
     if not known:
         return "-"
-    median = f"{statistics.median(known):.2f}"
-    if len(known) == 1:
-        return median
-    return f"{median} ({statistics.mean(known):.2f} ± {statistics.stdev(known):.2f})"
+    text = f"{statistics.median(known):.2f}"
+    if len(known) > 1:
+        text += f" ({statistics.mean(known):.2f} ± {statistics.stdev(known):.2f})"
+    return text if len(known) == len(values) else f"{text}, of {len(known)} of {len(values)} runs"
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
