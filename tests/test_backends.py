@@ -361,6 +361,7 @@ def fake_cupy(*, gpus):
     fake = types.ModuleType("cupy")
     fake.__dict__.update({n: getattr(np, n) for n in ("asarray", "add", "multiply")})
     fake.__version__, fake.asnumpy, fake.waited = "99.0", np.array, waited
+    fake.RawModule = None  # a kernel would be the first to ask for it
     fake.cuda = types.SimpleNamespace(
         is_available=lambda: gpus > 0, get_current_stream=lambda: stream
     )

@@ -1,13 +1,49 @@
 """The GPU backend: CUDA kernels launched through CuPy, the rest inherited from the reference.
 
-No kernel is here yet: every body is the reference's, written against `cupy` instead of `numpy`.
+`PATHS` is the table of what runs when. A Python module here allocates and launches, the `.cu` file
+of the same name is what runs on the device; `launch.py` tells how to add a kernel.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from functools import cache, wraps
+from importlib import import_module
+from typing import Any, NamedTuple
 
-from ..base import Array, Backend, BackendUnavailable
+import numpy
+
+from ..base import Array, Backend, nhwc
+from ..geometry import Shape
+from .launch import Launcher
+
+Shapes = tuple[Shape, ...]
+FLOATS = frozenset(map(numpy.dtype, ("float32", "float64")))
+MOST_VALUES = 2**31 - 2**16  # kernels count in 32 bits, up to a tile beyond the end
+
+
+class Path(NamedTuple):
+    """A way to compute a kernel: its name, the module that has it, and when it can be used."""
+
+    name: str
+    module: str
+    serves: Callable[..., bool]
+    dtypes: frozenset[Any] = FLOATS
+
+
+def _same_shape(shapes: Shapes, *, out: Any = None, **settings: Any) -> bool:
+    return all(shape == shapes[0] for shape in shapes) and (out is None or _dense(out))
+
+
+def _dense(a: Array) -> bool:
+    return (nhwc(a) if a.ndim == 4 else a).flags.c_contiguous
+
+
+# For each kernel the paths, best first; where none serves, the reference does.
+PATHS: dict[str, tuple[Path, ...]] = {
+    "add": (Path("cuda", "pointwise", _same_shape),),
+}
 
 
 class CupyBackend(Backend):
@@ -17,6 +53,7 @@ class CupyBackend(Backend):
 
     def __init__(self, cupy: Any) -> None:
         self.xp = cupy
+        self.launch = Launcher(cupy.RawModule)
 
     def asarray(self, a: Array, dtype: Array = None) -> Array:
         """Give `a` as an array on the device."""
@@ -36,19 +73,58 @@ class CupyBackend(Backend):
 
         return self.map(erf, x)
 
+    def choose(self, kernel: str, *, shapes: Shapes, dtype: Any, **settings: Any) -> str:
+        """Name the path that serves a kernel: a pure function of geometry and dtype."""
+        path = _best(kernel, shapes, numpy.dtype(dtype), settings)
+        return path.name if path else "reference"
+
+    # ---- arrays as kernels take them ----
+
+    def images(self, a: Array) -> Array:
+        """View (N, C, H, W) as (N, H, W, C), contiguous: a copy where it lies differently."""
+        return self.xp.ascontiguousarray(nhwc(a))
+
+    def flat(self, a: Array) -> Array:
+        """View an array as one row of values; of images, in the order N, H, W, C."""
+        return (self.images(a) if a.ndim == 4 else self.xp.ascontiguousarray(a)).reshape(-1)
+
+
+def _best(kernel: str, shapes: Shapes, dtype: Any, settings: dict[str, Any]) -> Path | None:
+    if all(0 < math.prod(shape) <= MOST_VALUES for shape in shapes):
+        for path in PATHS.get(kernel, ()):
+            if dtype in path.dtypes and path.serves(shapes, **settings):
+                return path
+    return None
+
+
+def _method(kernel: str) -> Callable[..., Any]:
+    """Make the method that runs a kernel on its best path."""
+    reference = getattr(Backend, kernel)
+
+    @wraps(reference)
+    def run(self: CupyBackend, *arrays: Any, **settings: Any) -> Any:
+        shapes = tuple(a.shape for a in arrays if a is not None)
+        floats = {a.dtype for a in arrays if a is not None and a.dtype.kind == "f"}
+        path = _best(kernel, shapes, arrays[0].dtype, settings) if len(floats) == 1 else None
+        if path is None:
+            return reference(self, *arrays, **settings)
+        return _function(path.module, kernel)(self, *arrays, **settings)
+
+    return run
+
+
+@cache
+def _function(module: str, kernel: str) -> Callable[..., Any]:
+    """Import a kernel's function where it is first used."""
+    return getattr(import_module(f".{module}", __name__), kernel)
+
+
+for _kernel in PATHS:
+    setattr(CupyBackend, _kernel, _method(_kernel))
+
 
 def load() -> CupyBackend:
     """Make the backend, or say why it can't be."""
-    try:
-        import cupy
-    except ImportError as error:
-        raise BackendUnavailable(
-            "cupy", f"CuPy is not installed ({error})", "pip install 'tinygrad_cnn[cuda12]'"
-        ) from None
-    if not cupy.cuda.is_available():
-        raise BackendUnavailable(
-            "cupy",
-            f"CuPy {cupy.__version__} finds no usable NVIDIA GPU on this machine",
-            "nvidia-smi, which shows whether the driver is there",
-        )
-    return CupyBackend(cupy)
+    from .detect import usable_cupy
+
+    return CupyBackend(usable_cupy())
