@@ -16,7 +16,7 @@ import numpy
 
 from ..base import Array, Backend, nhwc
 from ..geometry import Shape
-from .launch import Launcher
+from .launch import MOST_BLOCKS, Launcher
 
 Shapes = tuple[Shape, ...]
 FLOATS = frozenset(map(numpy.dtype, ("float32", "float64")))
@@ -40,9 +40,14 @@ def _dense(a: Array) -> bool:
     return (nhwc(a) if a.ndim == 4 else a).flags.c_contiguous
 
 
+def _any(shapes: Shapes, *, groups: int, **settings: Any) -> bool:
+    return groups <= MOST_BLOCKS[2]
+
+
 # For each kernel the paths, best first; where none serves, the reference does.
 PATHS: dict[str, tuple[Path, ...]] = {
-    "add": (Path("cuda", "pointwise", _same_shape),),
+    "conv2d": (Path("implicit_gemm", "convolution", _any),),
+    "add": (Path("pointwise", "pointwise", _same_shape),),
 }
 
 

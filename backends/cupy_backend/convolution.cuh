@@ -1,0 +1,8 @@
+// A convolution's geometry, as `_geometry` of convolution.py fills it. Images lie (N, H, W, groups, C),
+// results (N, Ho, Wo, groups, O), filters (groups, O, kh, kw, C): C and O count one group's channels.
+struct Convolution {
+    int N, H, W, C;
+    int Ho, Wo, O;
+    int kh, kw, groups;
+    int stride_h, stride_w, top, left, dilation_h, dilation_w;
+};
