@@ -60,11 +60,11 @@ def emulated(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFacto
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what uses `backend` on every one that can run here; what is marked so, emulated too."""
+    """Run what uses `backend` on all that can run here, the kernelwise on the emulated GPU too."""
     if "backend" in metafunc.fixturenames:
-        marked = metafunc.definition.get_closest_marker("emulated") is not None
-        names = [*BACKENDS, *["emulated"] * marked]
-        metafunc.parametrize("backend", names, indirect=True, scope="module")
+        kernelwise = metafunc.definition.get_closest_marker("kernelwise") is not None
+        more = [pytest.param("emulated", marks=pytest.mark.emulated)] * kernelwise
+        metafunc.parametrize("backend", [*BACKENDS, *more], indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")

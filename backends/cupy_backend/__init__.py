@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from ..base import Array, Backend, nhwc
-from ..geometry import Shape
+from ..geometry import Pair, Shape
 from .launch import MOST_BLOCKS, Launcher
 
 Shapes = tuple[Shape, ...]
@@ -40,13 +40,15 @@ def _dense(a: Array) -> bool:
     return (nhwc(a) if a.ndim == 4 else a).flags.c_contiguous
 
 
-def _any(shapes: Shapes, *, groups: int, **settings: Any) -> bool:
-    return groups <= MOST_BLOCKS[2]
+def _fits_a_grid(shapes: Shapes, *, stride: Pair, groups: int, **settings: Any) -> bool:
+    return groups * math.prod(stride) <= MOST_BLOCKS[2]
 
 
 # For each kernel the paths, best first; where none serves, the reference does.
 PATHS: dict[str, tuple[Path, ...]] = {
-    "conv2d": (Path("implicit_gemm", "convolution", _any),),
+    "conv2d": (Path("implicit_gemm", "convolution", _fits_a_grid),),
+    "conv2d_input_grad": (Path("implicit_gemm", "convolution", _fits_a_grid),),
+    "conv2d_weight_grad": (Path("implicit_gemm", "convolution", _fits_a_grid),),
     "add": (Path("pointwise", "pointwise", _same_shape),),
 }
 

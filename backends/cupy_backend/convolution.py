@@ -6,19 +6,25 @@ the pixels' channels that they meet: a copy of some KB where they lie otherwise.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from ..base import Array, nchw, nhwc
+from ..base import Array, nhwc
 from ..geometry import Padding, Pair, Shape, output_size
-from .launch import MOST_BLOCKS, Program, blocks
+from .launch import Program, blocks
 
 if TYPE_CHECKING:
     from . import CupyBackend
 
 # A block's rows and columns, and how many of each are one thread's; by the columns that are wanted.
 TILES = {16: (128, 16, 8, 4), 32: (128, 32, 8, 4), 64: (128, 64, 8, 8)}
+
+DEPTH = 16  # pixels that a block takes at a time, product.cuh's
+WANTED_BLOCKS = 512  # of a weight gradient: enough for the largest GPUs, and their sums are few
+LEAST_PIXELS = 256  # of a part
+THREADS = 256
 
 GEOMETRY = numpy.dtype([(field, "i4") for field in (
     *("N", "H", "W", "C", "Ho", "Wo", "O", "kh", "kw", "groups"),
@@ -40,6 +46,8 @@ def _tile(columns: int) -> tuple[int, int, int, int]:
 
 
 FORWARD = Program("conv2d.cu", *_kernels("conv2d"))
+INPUT_GRAD = Program("conv2d_input_grad.cu", *_kernels("conv2d_input_grad"))
+WEIGHT_GRAD = Program("conv2d_weight_grad.cu", *_kernels("conv2d_weight_grad"), "add_parts<T>")
 
 
 def conv2d(
@@ -55,6 +63,51 @@ def conv2d(
         (backend.images(x), backend.images(w), nhwc(y), at),
     )  # fmt: skip
     return y
+
+
+def conv2d_input_grad(
+    backend: CupyBackend, g: Array, w: Array, *, x_shape: Shape, stride: Pair, padding: Padding,
+    dilation: Pair, groups: int, plus: Array = None,
+) -> Array:  # fmt: skip
+    """Gradient of conv2d with respect to x, and `plus` if given: -> (N, C, H, W)."""
+    at = _geometry(x_shape, w.shape, stride, padding, dilation, groups)
+    dx = backend.empty(x_shape, g.dtype)
+    n, _, h, width = x_shape
+    rows = n * blocks(h, stride[0]) * blocks(width, stride[1])  # of the largest phase
+    waiting = None if plus is None else backend.images(plus)
+    _launch(
+        backend, INPUT_GRAD, "conv2d_input_grad", rows, at["C"], groups * math.prod(stride),
+        (backend.images(g), backend.images(w), waiting, nhwc(dx), at),
+    )  # fmt: skip
+    return dx
+
+
+def conv2d_weight_grad(
+    backend: CupyBackend, g: Array, x: Array, *, w_shape: Shape, stride: Pair, padding: Padding,
+    dilation: Pair, groups: int,
+) -> Array:  # fmt: skip
+    """Gradient of conv2d with respect to w: g (N, O, H', W'), x (N, C, H, W) -> w's shape."""
+    at = _geometry(x.shape, w_shape, stride, padding, dilation, groups)
+    rows, columns = math.prod(w_shape[1:]), w_shape[0] // groups
+    parts, length = _parts(g.size // g.shape[1], rows, columns, groups)
+    partial = backend.xp.empty(parts * math.prod(w_shape), x.dtype)
+    _launch(
+        backend, WEIGHT_GRAD, "conv2d_weight_grad", rows, columns, groups * parts,
+        (backend.images(g), backend.images(x), partial, length, at),
+    )  # fmt: skip
+    dw = backend.xp.empty(w_shape, x.dtype)
+    grid = (blocks(dw.size, THREADS),)
+    backend.launch(WEIGHT_GRAD, "add_parts<T>", x.dtype, grid, THREADS, (partial, dw, parts, at))
+    return dw
+
+
+def _parts(pixels: int, rows: int, columns: int, groups: int) -> tuple[int, int]:
+    """Cut the pixels into parts, and say how long one is: about WANTED blocks, none too short."""
+    height, width, *_ = _tile(columns)
+    tiles = blocks(rows, height) * blocks(columns, width) * groups
+    parts = max(1, min(WANTED_BLOCKS // tiles, pixels // LEAST_PIXELS))
+    length = blocks(pixels, parts * DEPTH) * DEPTH
+    return blocks(pixels, length), length
 
 
 def _launch(

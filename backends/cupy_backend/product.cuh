@@ -134,6 +134,14 @@ struct Product {
     }
 };
 
+// Add to four sums what lies at p, or to as many as there are left columns.
+template <typename T>
+__device__ void add(T* sums, const T* p, int left) {
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        if (j < left) sums[j] += p[j];
+}
+
 // Write four sums to p, or as many as there are left columns.
 template <typename T>
 __device__ void store(T* p, const T* sums, int left, bool fours) {

@@ -8,6 +8,8 @@ from cupy_backend.emulation import EmulationError
 
 from tinygrad_cnn.backends.cupy_backend.pointwise import POINTWISE
 
+pytestmark = pytest.mark.emulated
+
 
 def add(emulated, *args, grid=(1,), dtype="float32", **settings):
     emulated.launch(POINTWISE, "add<T>", dtype, grid, 256, args, **settings)
