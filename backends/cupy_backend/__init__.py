@@ -40,6 +40,33 @@ def _dense(a: Array) -> bool:
     return (nhwc(a) if a.ndim == 4 else a).flags.c_contiguous
 
 
+def _one_a_channel(shapes: Shapes, *, out: Any = None, **settings: Any) -> bool:
+    x, values = shapes
+    fit = {4: ((1, *x[1:2], 1, 1),), 2: (x[1:], (1, *x[1:]))}.get(len(x), ())
+    return values in fit and (out is None or _dense(out))
+
+
+def _always(shapes: Shapes, **settings: Any) -> bool:
+    return True
+
+
+def _channels_fit(shapes: Shapes, **settings: Any) -> bool:
+    return shapes[0][1] <= 2**14  # four of a thread's steps are within what is left of 32 bits
+
+
+def _positions_fit_a_byte(shapes: Shapes, *, kernel_size: Pair, **settings: Any) -> bool:
+    return math.prod(kernel_size) < 256
+
+
+def _window_fits_a_block(shapes: Shapes, *, size: int, **settings: Any) -> bool:
+    return size <= 4096
+
+
+def _small_matrices(shapes: Shapes, **settings: Any) -> bool:
+    x, y = shapes
+    return len(x) == len(y) == 2 and math.prod(x) * y[1] <= 2**27  # beyond, cuBLAS is quicker
+
+
 def _fits_a_grid(shapes: Shapes, *, stride: Pair, groups: int, **settings: Any) -> bool:
     return groups * math.prod(stride) <= MOST_BLOCKS[2]
 
@@ -49,7 +76,25 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "conv2d": (Path("implicit_gemm", "convolution", _fits_a_grid),),
     "conv2d_input_grad": (Path("implicit_gemm", "convolution", _fits_a_grid),),
     "conv2d_weight_grad": (Path("implicit_gemm", "convolution", _fits_a_grid),),
-    "add": (Path("pointwise", "pointwise", _same_shape),),
+    "matmul": (Path("implicit_gemm", "product", _small_matrices),),
+    "add": (
+        Path("pointwise", "pointwise", _same_shape),
+        Path("pointwise", "pointwise", _one_a_channel),
+    ),
+    "relu": (Path("pointwise", "pointwise", _always),),
+    "relu_grad": (Path("pointwise", "pointwise", _same_shape),),
+    "sgd_update": (Path("pointwise", "pointwise", _same_shape),),
+    "max_pool2d": (Path("gather", "pool", _positions_fit_a_byte),),
+    "max_pool2d_grad": (Path("gather", "pool", _positions_fit_a_byte),),
+    "max_pool2d_gather": (Path("gather", "pool", _positions_fit_a_byte),),
+    "avg_pool2d": (Path("gather", "pool", _always),),
+    "avg_pool2d_grad": (Path("gather", "pool", _always),),
+    "batch_norm": (Path("two_pass", "norm", _channels_fit),),
+    "batch_norm_grad": (Path("two_pass", "norm", _channels_fit),),
+    "local_response_norm": (Path("tiled", "response_norm", _window_fits_a_block),),
+    "local_response_norm_grad": (Path("tiled", "response_norm", _window_fits_a_block),),
+    "softmax_cross_entropy": (Path("warp_a_row", "loss", _always),),
+    "crop_and_flip": (Path("gather", "augment", _always),),
 }
 
 
@@ -85,6 +130,12 @@ class CupyBackend(Backend):
         path = _best(kernel, shapes, numpy.dtype(dtype), settings)
         return path.name if path else "reference"
 
+    def gather_crop_and_flip(self, images: Array, *arrays: Array, padding: int) -> Array:
+        """Make a training batch of a data set of bytes: see augment.py."""
+        from .augment import gather_crop_and_flip
+
+        return gather_crop_and_flip(self, images, *arrays, padding=padding)
+
     # ---- arrays as kernels take them ----
 
     def images(self, a: Array) -> Array:
@@ -97,7 +148,8 @@ class CupyBackend(Backend):
 
 
 def _best(kernel: str, shapes: Shapes, dtype: Any, settings: dict[str, Any]) -> Path | None:
-    if all(0 < math.prod(shape) <= MOST_VALUES for shape in shapes):
+    every = (*shapes, settings.get("x_shape", ()))
+    if all(0 < math.prod(shape) <= MOST_VALUES for shape in every):
         for path in PATHS.get(kernel, ()):
             if dtype in path.dtypes and path.serves(shapes, **settings):
                 return path
