@@ -132,7 +132,7 @@ def build(config: Config, train_set: data.Dataset) -> Trainer:
     train_set, aside = _split(train_set, config)
     statistics = data.channel_statistics(train_set.images, per_pixel_mean=recipe.per_pixel_mean)
     at: dict[str, Any] = dict(seed=seed, normalize=statistics, dtype=recipe.dtype)
-    loader = data.Loader(train_set, recipe.batch_size, augment=recipe.build_augment(), **at)
+    loader = _loader(train_set, recipe.batch_size, augment=recipe.build_augment(), **at)
     model = build_model(recipe, train_set, seed=seed)
     steps = recipe.total_steps(len(loader))
     return Trainer(
@@ -141,6 +141,14 @@ def build(config: Config, train_set: data.Dataset) -> Trainer:
         validation=data.Loader(aside, 200, shuffle=False, **at) if aside else None,
         label_smoothing=recipe.label_smoothing, parts=recipe.accumulate, ema=recipe.ema,
     )  # fmt: skip
+
+
+def _loader(images: data.Dataset, batch_size: int, *, augment: Any, **at: Any) -> data.Loader:
+    """Make batches where they are used, if that can be done, else on the host."""
+    backend = backends.current()
+    if data.ResidentLoader.serves(backend, augment):
+        return data.ResidentLoader(images, batch_size, backend=backend, augment=augment, **at)
+    return data.Loader(images, batch_size, augment=augment, **at)
 
 
 def _keeper(run: RunFolder, config: Config, trainer: Trainer, *, every: int | None) -> Checkpoints:
