@@ -5,6 +5,7 @@ Runs when the backend is first asked for, so the GPU is not touched at import.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
 
@@ -107,7 +108,10 @@ def _check_gpu(cupy: Any) -> None:
 
 def _check_libraries(cupy: Any) -> None:
     """Load NVRTC, which compiles the kernels, and cuBLAS, which multiplies matrices."""
-    libraries = {"NVRTC": lambda: cupy.cuda.nvrtc.getVersion(), "cuBLAS": lambda: cupy.cuda.cublas}
+    libraries: dict[str, Callable[[], Any]] = {
+        "NVRTC": lambda: cupy.cuda.nvrtc.getVersion(),
+        "cuBLAS": lambda: cupy.cuda.cublas,
+    }
     for name, load in libraries.items():
         try:
             load()
