@@ -34,8 +34,8 @@ template <typename T>
 struct Gathered {
     static constexpr bool ALONG_K = true;
     struct Place {
-        const T* image;  // null beyond the last row
-        int h, w;        // in g, for the first tap
+        int image;  // where it begins in g; -1 beyond the last row
+        int h, w;   // the place in g that the first tap met
     };
     const Convolution& at;
     const Phase &down, &across;
@@ -44,15 +44,15 @@ struct Gathered {
 
     __device__ Place place(int row) const {
         int pixels = down.pixels * across.pixels, n = row / pixels, i = row % pixels;
-        const T* image = n < at.N ? g + n * at.Ho * at.Wo * at.groups * at.O : nullptr;
+        int image = n < at.N ? n * at.Ho * at.Wo * at.groups * at.O : -1;
         return {image, down.under + i / across.pixels, across.under + i % across.pixels};
     }
     __device__ const T* find(const Place& place, int k) const {
         int o = k % at.O, tap = k / at.O;
-        if (!place.image || tap >= down.taps * across.taps) return nullptr;
+        if (place.image < 0 || tap >= down.taps * across.taps) return nullptr;
         int h = place.h - tap / across.taps * down.back, w = place.w - tap % across.taps * across.back;
         bool inside = 0 <= h && h < at.Ho && 0 <= w && w < at.Wo;
-        return inside ? place.image + (h * at.Wo + w) * at.groups * at.O + o : nullptr;
+        return inside ? g + place.image + (h * at.Wo + w) * at.groups * at.O + o : nullptr;
     }
 };
 
@@ -79,7 +79,7 @@ struct Turned {
 
 // Grid: tiles of the largest phase's rows, tiles of columns, phases times groups. `plus` is added.
 template <typename T, int ROWS, int COLUMNS, int HEIGHT, int WIDTH>
-__global__ void __launch_bounds__(Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>::THREADS)
+__global__ void LAUNCHED_AS(Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>)
 conv2d_input_grad(const T* g, const T* w, const T* plus, T* dx, Convolution at) {
     using Tile = Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>;
     int group = blockIdx.z % at.groups, phase = blockIdx.z / at.groups;

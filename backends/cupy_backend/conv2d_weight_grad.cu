@@ -60,7 +60,7 @@ struct Gradients {
 
 // Grid: tiles of rows, tiles of columns, groups times parts of `length` pixels.
 template <typename T, int ROWS, int COLUMNS, int HEIGHT, int WIDTH>
-__global__ void __launch_bounds__(Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>::THREADS)
+__global__ void LAUNCHED_AS(Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>)
 conv2d_weight_grad(const T* g, const T* x, T* partial, int length, Convolution at) {
     using Tile = Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>;
     int group = blockIdx.z % at.groups, part = blockIdx.z / at.groups;

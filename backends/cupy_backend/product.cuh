@@ -88,11 +88,15 @@ struct Stage {
     }
 };
 
+#define LAUNCHED_AS(...) __launch_bounds__(__VA_ARGS__::THREADS, __VA_ARGS__::BLOCKS)
+
 template <typename T, int ROWS, int COLUMNS, int HEIGHT, int WIDTH>
 struct Product {
     static constexpr int ACROSS = COLUMNS / WIDTH;  // threads side by side
     static constexpr int DOWN = ROWS / HEIGHT;
     static constexpr int THREADS = ACROSS * DOWN;
+    // Blocks that a multiprocessor shall hold at once: 12 warps, so 170 registers a thread.
+    static constexpr int BLOCKS = sizeof(T) == 4 ? 384 / THREADS : 1;
 
     T sums[HEIGHT][WIDTH] = {};
 
