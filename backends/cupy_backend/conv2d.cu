@@ -1,7 +1,8 @@
-// Convolution as one matrix product: a row for each pixel of y, a column for each filter, and k runs
-// over the filter's taps (r, s, c), the channel c fastest, as the channels of a pixel lie in memory.
+// Convolution as one matrix product: a row for each pixel of y, a column for each filter, and k
+// runs over the filter's taps (r, s, c), the channel c fastest, as a pixel's channels lie in memory.
 //
-//     y[(n, ho, wo)][o] = sum over (r, s, c) of x[n, ho*stride - top + r*dilation, ..., c] * w[o][(r, s, c)]
+//     y[(n, ho, wo)][o] = sum over (r, s, c) of x[n, h, w, c] * w[o][(r, s, c)]
+//     with h = ho * stride - top + r * dilation, and w likewise
 //
 // The matrix of shifted pixels (im2col) is nowhere in memory: a block finds each tile of it in x.
 #include "convolution.cuh"

@@ -6,7 +6,7 @@ Runs when the backend is first asked for, so the GPU is not touched at import.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distributions
 from typing import Any
 
 from ..base import BackendUnavailable
@@ -36,15 +36,7 @@ def _install(version: int) -> str:
 
 def _installed() -> list[str]:
     """List the packages that bring a `cupy`."""
-    return [name for name in PACKAGES if _is_installed(name)]
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        distribution(package)
-    except PackageNotFoundError:
-        return False
-    return True
+    return [name for name in PACKAGES if any(distributions(name=name))]
 
 
 def _import() -> Any:

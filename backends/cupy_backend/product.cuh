@@ -102,11 +102,14 @@ struct Product {
 
     // The row, and the column, within the tile to which sums[i][j] belongs.
     __device__ static int row(int i) { return (i / 4 * DOWN + threadIdx.x / ACROSS) * 4 + i % 4; }
-    __device__ static int column(int j) { return (j / 4 * ACROSS + threadIdx.x % ACROSS) * 4 + j % 4; }
+    __device__ static int column(int j) {
+        return (j / 4 * ACROSS + threadIdx.x % ACROSS) * 4 + j % 4;
+    }
 
     // Add the products of the k from `begin` on; the operands are zero from the last one on.
     template <typename A, typename B>
-    __device__ void add(const A& a, const B& b, int first_row, int first_column, int begin, int end) {
+    __device__ void add(const A& a, const B& b, int first_row, int first_column, int begin,
+                        int end) {
         SHARED(T, a_tile, [DEPTH][ROWS + 4]);  // 4: not all of a warp's writes go to the same banks
         SHARED(T, b_tile, [DEPTH][COLUMNS + 4]);
         Stage<T, ROWS, THREADS, A> next_a(a, first_row);

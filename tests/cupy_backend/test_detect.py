@@ -2,7 +2,6 @@
 
 import sys
 import types
-from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
@@ -106,11 +105,8 @@ def pretend(monkeypatch):
     """Pretend that packages are installed and that `import cupy` gives a module or an error."""
 
     def pretend(packages, cupy):
-        def distribution(name):
-            if name not in packages:
-                raise PackageNotFoundError(name)
-
-        monkeypatch.setattr(detect, "distribution", distribution)
+        installed = lambda name: [name] * (name in packages)  # noqa: E731
+        monkeypatch.setattr(detect, "distributions", installed)
         if isinstance(cupy, ImportError):
             find = lambda name, *_: fails(cupy)() if name == "cupy" else None  # noqa: E731
             finder = types.SimpleNamespace(find_spec=find)
