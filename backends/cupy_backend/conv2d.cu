@@ -1,5 +1,5 @@
 // Convolution as one matrix product: a row for each pixel of y, a column for each filter, and k
-// runs over the filter's taps (r, s, c), the channel c fastest, as a pixel's channels lie in memory.
+// runs over the filter's taps (r, s, c), the channel c fastest, as pixels lie in memory.
 //
 //     y[(n, ho, wo)][o] = sum over (r, s, c) of x[n, h, w, c] * w[o][(r, s, c)]
 //     with h = ho * stride - top + r * dilation, and w likewise

@@ -236,9 +236,7 @@ inline void release_block(unsigned count) {
     Fiber& first = fibers[0];
     for (unsigned i = 0; i < count; i++) {
         Fiber& f = fibers[i];
-        if (f.state == AT_BLOCK_BARRIER && f.state == first.state && f.line == first.line &&
-            !strcmp(f.file, first.file))
-            continue;
+        if (f.state == first.state && f.line == first.line && !strcmp(f.file, first.file)) continue;
         Fiber &waits = f.state == DONE ? first : f, &other = f.state == DONE ? f : first;
         current = &waits;
         if (other.state == DONE)
