@@ -1,7 +1,8 @@
-// Convolution as one matrix product: a row for each pixel of y, a column for each filter, and k runs
-// over the filter's taps (r, s, c), the channel c fastest, as the channels of a pixel lie in memory.
+// Convolution as one matrix product: a row for each pixel of y, a column for each filter, and k
+// runs over the filter's taps (r, s, c), the channel c fastest, as pixels lie in memory.
 //
-//     y[(n, ho, wo)][o] = sum over (r, s, c) of x[n, ho*stride - top + r*dilation, ..., c] * w[o][(r, s, c)]
+//     y[(n, ho, wo)][o] = sum over (r, s, c) of x[n, h, w, c] * w[o][(r, s, c)]
+//     with h = ho * stride - top + r * dilation, and w likewise
 //
 // The matrix of shifted pixels (im2col) is nowhere in memory: a block finds each tile of it in x.
 #include "convolution.cuh"
@@ -11,8 +12,8 @@ template <typename T>
 struct Pixels {
     static constexpr bool ALONG_K = true;
     struct Place {
-        const T* image;  // null beyond the last row
-        int h, w;        // of the pixel under the filter's first tap
+        int image;  // where it begins in x; -1 beyond the last row
+        int h, w;   // the pixel under the filter's first tap
     };
     const Convolution& at;
     const T* x;  // of this group
@@ -20,15 +21,15 @@ struct Pixels {
 
     __device__ Place place(int row) const {
         int wo = row % at.Wo, ho = row / at.Wo % at.Ho, n = row / (at.Wo * at.Ho);
-        const T* image = n < at.N ? x + n * at.H * at.W * at.groups * at.C : nullptr;
+        int image = n < at.N ? n * at.H * at.W * at.groups * at.C : -1;
         return {image, ho * at.stride_h - at.top, wo * at.stride_w - at.left};
     }
     __device__ const T* find(const Place& place, int k) const {
         int c = k % at.C, tap = k / at.C;
         int h = place.h + tap / at.kw * at.dilation_h, w = place.w + tap % at.kw * at.dilation_w;
         bool inside = 0 <= h && h < at.H && 0 <= w && w < at.W;
-        if (!place.image || tap >= at.kh * at.kw || !inside) return nullptr;
-        return place.image + (h * at.W + w) * at.groups * at.C + c;
+        if (place.image < 0 || tap >= at.kh * at.kw || !inside) return nullptr;
+        return x + place.image + (h * at.W + w) * at.groups * at.C + c;
     }
 };
 
@@ -51,7 +52,7 @@ struct Filters {
 
 // Grid: tiles of rows, tiles of columns, groups.
 template <typename T, int ROWS, int COLUMNS, int HEIGHT, int WIDTH>
-__global__ void __launch_bounds__(Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>::THREADS)
+__global__ void LAUNCHED_AS(Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>)
 conv2d(const T* x, const T* w, T* y, Convolution at) {
     using Tile = Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>;
     int first_row = blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS, group = blockIdx.z;

@@ -1,4 +1,4 @@
-// The gradient with respect to a convolution's input, as one matrix product for each phase of the stride.
+// The gradient with respect to a convolution's input: a matrix product for each phase of the stride.
 //
 // With stride 2 a pixel in an even row of x met every other row of the filter, and so did its
 // neighbour at h + 2, with the same rows; a pixel at h + 1 met the others:
@@ -6,7 +6,8 @@
 //     h      0 1 2 3 4 5        pixels of one phase (0 2 4, or 1 3 5) have the same taps, and what
 //     taps   a b a b a b        they gather from g lies side by side: a dense convolution
 //
-//     dx[(n, h, w)][c] = sum over the taps (r, s) of its phase and over o of g[n, ho, wo, o] * w[o, r, s][c]
+//     dx[(n, h, w)][c] = sum over (r, s, o) of g[n, ho, wo, o] * w[o, r, s][c]
+//     with ho = (h + top - r * dilation) / stride, for those r for which that is an integer
 //
 // So nothing is multiplied by the zeros that a stride would put between the values of g.
 #include "convolution.cuh"
@@ -34,8 +35,8 @@ template <typename T>
 struct Gathered {
     static constexpr bool ALONG_K = true;
     struct Place {
-        const T* image;  // null beyond the last row
-        int h, w;        // in g, for the first tap
+        int image;  // where it begins in g; -1 beyond the last row
+        int h, w;   // the place in g that the first tap met
     };
     const Convolution& at;
     const Phase &down, &across;
@@ -44,15 +45,16 @@ struct Gathered {
 
     __device__ Place place(int row) const {
         int pixels = down.pixels * across.pixels, n = row / pixels, i = row % pixels;
-        const T* image = n < at.N ? g + n * at.Ho * at.Wo * at.groups * at.O : nullptr;
+        int image = n < at.N ? n * at.Ho * at.Wo * at.groups * at.O : -1;
         return {image, down.under + i / across.pixels, across.under + i % across.pixels};
     }
     __device__ const T* find(const Place& place, int k) const {
         int o = k % at.O, tap = k / at.O;
-        if (!place.image || tap >= down.taps * across.taps) return nullptr;
-        int h = place.h - tap / across.taps * down.back, w = place.w - tap % across.taps * across.back;
+        if (place.image < 0 || tap >= down.taps * across.taps) return nullptr;
+        int h = place.h - tap / across.taps * down.back;
+        int w = place.w - tap % across.taps * across.back;
         bool inside = 0 <= h && h < at.Ho && 0 <= w && w < at.Wo;
-        return inside ? place.image + (h * at.Wo + w) * at.groups * at.O + o : nullptr;
+        return inside ? g + place.image + (h * at.Wo + w) * at.groups * at.O + o : nullptr;
     }
 };
 
@@ -79,7 +81,7 @@ struct Turned {
 
 // Grid: tiles of the largest phase's rows, tiles of columns, phases times groups. `plus` is added.
 template <typename T, int ROWS, int COLUMNS, int HEIGHT, int WIDTH>
-__global__ void __launch_bounds__(Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>::THREADS)
+__global__ void LAUNCHED_AS(Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>)
 conv2d_input_grad(const T* g, const T* w, const T* plus, T* dx, Convolution at) {
     using Tile = Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>;
     int group = blockIdx.z % at.groups, phase = blockIdx.z / at.groups;

@@ -1,17 +1,18 @@
-// The gradient with respect to a convolution's filters: a row for each tap (r, s, c), a column for each
-// filter o, and k runs over the pixels of g.
+// The gradient with respect to a convolution's filters: a row for each tap (r, s, c), a column for
+// each filter o, and k runs over the pixels of g.
 //
-//     dw[(r, s, c)][o] = sum over (n, ho, wo) of x[n, ho*stride - top + r*dilation, ..., c] * g[(n, ho, wo)][o]
+//     dw[(r, s, c)][o] = sum over (n, ho, wo) of x[n, h, w, c] * g[(n, ho, wo)][o]
+//     with h = ho * stride - top + r * dilation, and w likewise
 //
-// Filters are small and pixels are many, so the sum is cut into parts, each for blocks of their own:
+// Filters are small and pixels many, so the sum is cut into parts, each for blocks of its own:
 //
 //     pixels   0 ......... length ......... 2*length ......... rows of g
 //              |   part 0   |     part 1     |      part 2     |
 //     partial     [0]              [1]               [2]             (part, group, (r, s, c), o)
 //                  +----------------+-----------------+------> dw (group, o, c, r, s)
 //
-// A second kernel adds them in that order. The parts follow from the shapes alone, so the result is the
-// same to the last bit on every GPU and in every run.
+// A second kernel adds them in that order. The parts follow from the shapes alone, so the result is
+// the same to the last bit in every run.
 #include "convolution.cuh"
 #include "product.cuh"
 
@@ -60,7 +61,7 @@ struct Gradients {
 
 // Grid: tiles of rows, tiles of columns, groups times parts of `length` pixels.
 template <typename T, int ROWS, int COLUMNS, int HEIGHT, int WIDTH>
-__global__ void __launch_bounds__(Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>::THREADS)
+__global__ void LAUNCHED_AS(Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>)
 conv2d_weight_grad(const T* g, const T* x, T* partial, int length, Convolution at) {
     using Tile = Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>;
     int group = blockIdx.z % at.groups, part = blockIdx.z / at.groups;
@@ -91,6 +92,7 @@ __global__ void add_parts(const T* partial, T* dw, int parts, Convolution at) {
     if (i >= size) return;
     T sum = 0;
     for (int part = 0; part < parts; part++) sum += partial[part * size + i];
-    int o = i % at.O, c = i / at.O % at.C, tap = i / (at.O * at.C) % taps, group = i / (at.O * at.C * taps);
+    int o = i % at.O, c = i / at.O % at.C;
+    int tap = i / (at.O * at.C) % taps, group = i / (at.O * at.C * taps);
     dw[((group * at.O + o) * at.C + c) * taps + tap] = sum;
 }

@@ -125,8 +125,8 @@ def _geometry(
     x: Shape, w: Shape, stride: Pair, padding: Padding, dilation: Pair, groups: int
 ) -> Any:
     """Fill the struct Convolution of convolution.cuh."""
-    n, _, *size = x
-    o, c, *kernel = w
+    (n, _, h, wide), (o, c, kh, kw) = x, w
+    size, kernel = (h, wide), (kh, kw)
     out = output_size(size, kernel=kernel, stride=stride, padding=padding, dilation=dilation)
     (top, _), (left, _) = padding
     numbers = (n, *size, c, *out, o // groups, *kernel, groups, *stride, top, left, *dilation)

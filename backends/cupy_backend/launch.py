@@ -72,6 +72,8 @@ def _lines(file: str, seen: set[str]) -> Iterator[str]:
             seen.add(included[1])
             yield from _lines(included[1], seen)
             yield f'#line {number + 1} "{file}"'
+        else:
+            yield ""
 
 
 class Launcher:
@@ -83,7 +85,7 @@ class Launcher:
     def __init__(self, raw_module: Callable[..., Any]) -> None:
         self._raw_module = raw_module
         self._modules: dict[tuple[str, str], Any] = {}
-        self._functions: dict[tuple[str, str], Any] = {}
+        self._functions: dict[tuple[str, str, str], Any] = {}
 
     def __call__(
         self, program: Program, kernel: str, dtype: Any, grid: tuple[int, ...], block: int,
@@ -97,7 +99,8 @@ class Launcher:
                 f"bytes each; at most {MOST_BLOCKS}, 1024 and {MOST_SHARED}"
             )
         name = numpy.dtype(dtype).name
-        function = self._functions.get((kernel, name)) or self._function(program, kernel, name)
+        key = program.file, kernel, name
+        function = self._functions.get(key) or self._function(program, kernel, name)
         function(grid, (block,), tuple(map(_argument, args)), shared_mem=shared)
 
     def _function(self, program: Program, kernel: str, dtype: str) -> Any:
@@ -109,7 +112,7 @@ class Launcher:
             )
         module = self._modules[program.file, dtype]
         function = module.get_function(program.expression(kernel, dtype))
-        return self._functions.setdefault((kernel, dtype), function)
+        return self._functions.setdefault((program.file, kernel, dtype), function)
 
 
 def _argument(a: Array) -> Any:

@@ -88,21 +88,28 @@ struct Stage {
     }
 };
 
+#define LAUNCHED_AS(...) __launch_bounds__(__VA_ARGS__::THREADS, __VA_ARGS__::BLOCKS)
+
 template <typename T, int ROWS, int COLUMNS, int HEIGHT, int WIDTH>
 struct Product {
     static constexpr int ACROSS = COLUMNS / WIDTH;  // threads side by side
     static constexpr int DOWN = ROWS / HEIGHT;
     static constexpr int THREADS = ACROSS * DOWN;
+    // Blocks that a multiprocessor shall hold at once: 12 warps, so 170 registers a thread.
+    static constexpr int BLOCKS = sizeof(T) == 4 ? 384 / THREADS : 1;
 
     T sums[HEIGHT][WIDTH] = {};
 
     // The row, and the column, within the tile to which sums[i][j] belongs.
     __device__ static int row(int i) { return (i / 4 * DOWN + threadIdx.x / ACROSS) * 4 + i % 4; }
-    __device__ static int column(int j) { return (j / 4 * ACROSS + threadIdx.x % ACROSS) * 4 + j % 4; }
+    __device__ static int column(int j) {
+        return (j / 4 * ACROSS + threadIdx.x % ACROSS) * 4 + j % 4;
+    }
 
     // Add the products of the k from `begin` on; the operands are zero from the last one on.
     template <typename A, typename B>
-    __device__ void add(const A& a, const B& b, int first_row, int first_column, int begin, int end) {
+    __device__ void add(const A& a, const B& b, int first_row, int first_column, int begin,
+                        int end) {
         SHARED(T, a_tile, [DEPTH][ROWS + 4]);  // 4: not all of a warp's writes go to the same banks
         SHARED(T, b_tile, [DEPTH][COLUMNS + 4]);
         Stage<T, ROWS, THREADS, A> next_a(a, first_row);

@@ -4,13 +4,14 @@
 // other, each until it waits at __syncthreads() or ends; when all wait at the same one, all go on.
 // What would be wrong on a GPU only now and then is made wrong always, or noticed:
 //
-// - Every launch runs three times, with the threads in order, in reverse and shuffled, and must give
-//   the same bits: a missing barrier, or one block that reads another's results, does not.
-// - Shared memory holds no value when a block begins: NaN in the first run, a huge number in the next.
+// - Every launch runs three times, with the threads in order, in reverse and shuffled, and must
+//   give the same bits: a missing barrier, or one block that reads another's results, does not.
+// - Shared memory holds no value when a block begins: NaN in the first run, something huge in the
+//   next.
 // - Arrays and dynamic shared memory end, or begin, at a page that nobody may touch.
 // - -fsanitize reports indices beyond fixed arrays, shared ones too, and integers that overflow.
-// - A barrier that not all threads of the block reach is an error, as are arguments of another number,
-//   size or kind than the kernel's, which CuPy would pass on unseen.
+// - A barrier that not all threads of the block reach is an error, as are arguments of another
+//   number, size or kind than the kernel's, which CuPy would pass on unseen.
 //
 // Not seen: races between threads that give the same bits in all three orders, reads of an output
 // array before it is written (unless its values matter), misaligned access, too many registers.
@@ -35,7 +36,9 @@
 #include <utility>
 #include <vector>
 
-struct dim3 { unsigned x = 1, y = 1, z = 1; };
+struct dim3 {
+    unsigned x = 1, y = 1, z = 1;
+};
 
 namespace host {
 
@@ -65,8 +68,8 @@ inline char message[600];
     int used = 0;
     if (current) {
         const dim3 &b = block_index, &t = current->thread;
-        used = snprintf(message, sizeof message, "block (%u, %u, %u), thread (%u, %u, %u): ", b.x, b.y, b.z,
-                        t.x, t.y, t.z);
+        used = snprintf(message, sizeof message, "block (%u, %u, %u), thread (%u, %u, %u): ", b.x,
+                        b.y, b.z, t.x, t.y, t.z);
     }
     va_list arguments;
     va_start(arguments, format);
@@ -80,11 +83,12 @@ inline char message[600];
 struct Guarded {
     char *mapping, *data;
     size_t length, room, page = sysconf(_SC_PAGESIZE);
-    const char* name;
+    int argument;  // which of the kernel's; -1: none, but dynamic shared memory
 
-    Guarded(size_t bytes, bool at_the_end, const char* name) : length(bytes), name(name) {
+    Guarded(size_t bytes, bool at_the_end, int argument) : length(bytes), argument(argument) {
         room = (bytes + page - 1) / page * page;
-        mapping = (char*)mmap(nullptr, room + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        mapping =
+            (char*)mmap(nullptr, room + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (room) mprotect(mapping + page, room, PROT_READ | PROT_WRITE);
         data = mapping + page + (at_the_end ? room - bytes : 0);
     }
@@ -98,10 +102,14 @@ struct Guarded {
 inline std::vector<std::unique_ptr<Guarded>> guarded;
 
 inline void on_fault(int signal, siginfo_t* info, void*) {
-    for (auto& memory : guarded)
-        if (memory->forbids((char*)info->si_addr))
-            fail("access to %s at byte %td of its %zu", memory->name, (char*)info->si_addr - memory->data,
-                 memory->length);
+    for (auto& memory : guarded) {
+        ptrdiff_t byte = (char*)info->si_addr - memory->data;
+        if (!memory->forbids((char*)info->si_addr)) continue;
+        if (memory->argument < 0)
+            fail("access to dynamic shared memory at byte %td of its %zu", byte, memory->length);
+        fail("access to argument %d at byte %td of its %zu", memory->argument, byte,
+             memory->length);
+    }
     fail("access to memory that is no argument");
 }
 
@@ -129,7 +137,10 @@ struct Watch {
 
 // ---- shared memory ----
 
-struct Region { void* begin; size_t size; };
+struct Region {
+    void* begin;
+    size_t size;
+};
 inline std::vector<Region> static_shared;
 inline int poison;
 inline Guarded* dynamic_shared = nullptr;
@@ -155,7 +166,8 @@ inline char* stacks = nullptr;
 inline void (*body)(void*);
 inline void* body_arguments;
 
-// A fiber begins by setcontext and from then on is left and entered by longjmp, which needs no system call.
+// A fiber begins by setcontext; from then on it is left and entered by longjmp, which needs no
+// system call.
 [[gnu::noinline]] inline void leave(Fiber& fiber) {
     if (!_setjmp(fiber.place)) _longjmp(scheduler, 1);
 }
@@ -185,7 +197,9 @@ inline void wait(State state, const char* file, int line) {
 
 inline void make_fibers(unsigned count) {
     constexpr size_t MOST = 1024;
-    if (!stacks) stacks = (char*)mmap(nullptr, MOST * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (!stacks)
+        stacks = (char*)mmap(nullptr, MOST * STACK, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     for (unsigned i = fibers.size(); fibers.reserve(MOST), i < count; i++) {
         Fiber& fiber = fibers.emplace_back();
         getcontext(&fiber.beginning);
@@ -198,14 +212,20 @@ inline void make_fibers(unsigned count) {
 
 // ---- the schedule of a block ----
 
-struct Schedule { const char* name; int poison; bool arrays_at_the_end; };
-inline constexpr Schedule SCHEDULES[] = {{"forward", 0xFF, true}, {"reverse", 0x7F, false}, {"shuffled", 0xFF, true}};
+struct Schedule {
+    const char* name;
+    int poison;
+    bool arrays_at_the_end;
+};
+inline constexpr Schedule SCHEDULES[] = {
+    {"forward", 0xFF, true}, {"reverse", 0x7F, false}, {"shuffled", 0xFF, true}};
 
 inline bool release_warps(unsigned count) {
     bool released = false;
     for (unsigned begin = 0; begin < count; begin += 32) {
         auto first = fibers.begin() + begin, last = fibers.begin() + std::min(count, begin + 32);
-        if (!std::all_of(first, last, [](Fiber& f) { return f.state == AT_WARP_BARRIER; })) continue;
+        if (!std::all_of(first, last, [](Fiber& f) { return f.state == AT_WARP_BARRIER; }))
+            continue;
         for (auto f = first; f != last; f++) f->state = READY;
         released = true;
     }
@@ -216,11 +236,14 @@ inline void release_block(unsigned count) {
     Fiber& first = fibers[0];
     for (unsigned i = 0; i < count; i++) {
         Fiber& f = fibers[i];
-        if (f.state == AT_BLOCK_BARRIER && f.state == first.state && f.line == first.line && !strcmp(f.file, first.file)) continue;
+        if (f.state == first.state && f.line == first.line && !strcmp(f.file, first.file)) continue;
         Fiber &waits = f.state == DONE ? first : f, &other = f.state == DONE ? f : first;
         current = &waits;
-        if (other.state == DONE) fail("waits at line %d of %s, but thread %u has ended", waits.line, waits.file, other.number);
-        fail("waits at line %d of %s, but thread %u at line %d of %s", waits.line, waits.file, other.number, other.line, other.file);
+        if (other.state == DONE)
+            fail("waits at line %d of %s, but thread %u has ended", waits.line, waits.file,
+                 other.number);
+        fail("waits at line %d of %s, but thread %u at line %d of %s", waits.line, waits.file,
+             other.number, other.line, other.file);
     }
     for (unsigned i = 0; i < count; i++) fibers[i].state = READY;
 }
@@ -239,7 +262,9 @@ inline void run_block(int schedule, std::mt19937& random) {
         if (schedule == 2) std::shuffle(order.begin(), order.end(), random);
         for (unsigned i : order)
             if (fibers[i].state == READY) enter(fibers[i]);
-        if (std::all_of(order.begin(), order.end(), [](unsigned i) { return fibers[i].state == DONE; })) return;
+        if (std::all_of(order.begin(), order.end(),
+                        [](unsigned i) { return fibers[i].state == DONE; }))
+            return;
         if (!release_warps(count)) release_block(count);
     }
 }
@@ -273,18 +298,18 @@ bool is_of_type(const Argument& a) {
 
 // Find or make the guarded copy of an array; two arguments may be the same array, not parts of one.
 inline Guarded* home(const Argument* a, int number, bool at_the_end, std::vector<Guarded*>& homes) {
-    static const char* const NAMES[] = {"argument 0", "argument 1", "argument 2", "argument 3", "argument 4", "argument 5",
-        "argument 6", "argument 7", "argument 8", "argument 9", "argument 10", "argument 11", "argument 12", "argument 13"};
     Guarded* found = nullptr;
     const Argument& own = a[number];
     for (int i = 0; i < number; i++) {
-        bool apart = !homes[i] || own.data + own.bytes <= a[i].data || a[i].data + a[i].bytes <= own.data;
+        bool apart =
+            !homes[i] || own.data + own.bytes <= a[i].data || a[i].data + a[i].bytes <= own.data;
         if (apart) continue;
-        if (own.data != a[i].data || own.bytes != a[i].bytes) fail("arguments %d and %d overlap", i, number);
+        if (own.data != a[i].data || own.bytes != a[i].bytes)
+            fail("arguments %d and %d overlap", i, number);
         found = homes[i];
     }
     if (found) return found;
-    guarded.push_back(std::make_unique<Guarded>(own.bytes, at_the_end, NAMES[number]));
+    guarded.push_back(std::make_unique<Guarded>(own.bytes, at_the_end, number));
     memcpy(guarded.back()->data, own.data, own.bytes);
     return guarded.back().get();
 }
@@ -294,8 +319,10 @@ P value_of(const Argument* a, int number, bool at_the_end, std::vector<Guarded*>
     using T = std::remove_cv_t<std::remove_pointer_t<P>>;
     const Argument& own = a[number];
     if (own.array != std::is_pointer_v<P> || (own.data && !is_of_type<T>(own)))
-        fail("argument %d is %s of kind %c and %zu bytes an item, which the kernel does not take there", number,
-             own.array ? "an array" : "a value", own.kind, own.item);
+        fail(
+            "argument %d is %s of kind %c and %zu bytes an item, which the kernel does not take "
+            "there",
+            number, own.array ? "an array" : "a value", own.kind, own.item);
     homes.push_back(own.array && own.data ? home(a, number, at_the_end, homes) : nullptr);
     if constexpr (std::is_pointer_v<P>)
         return homes.back() ? (P)homes.back()->data : nullptr;
@@ -304,10 +331,11 @@ P value_of(const Argument* a, int number, bool at_the_end, std::vector<Guarded*>
 }
 
 template <typename... P, size_t... I>
-void run(void (*kernel)(P...), int schedule, size_t shared, const Argument* a, std::vector<Guarded*>& homes, std::index_sequence<I...>) {
+void run(void (*kernel)(P...), int schedule, size_t shared, const Argument* a,
+         std::vector<Guarded*>& homes, std::index_sequence<I...>) {
     bool at_the_end = SCHEDULES[schedule].arrays_at_the_end;
     guarded.clear();
-    guarded.push_back(std::make_unique<Guarded>(shared, true, "dynamic shared memory"));
+    guarded.push_back(std::make_unique<Guarded>(shared, true, -1));
     dynamic_shared = guarded.back().get();
     std::tuple<P...> values{value_of<P>(a, I, at_the_end, homes)...};
     auto call = [&] { kernel(std::get<I>(values)...); };
@@ -318,7 +346,8 @@ void run(void (*kernel)(P...), int schedule, size_t shared, const Argument* a, s
 
 // Run a kernel in every order; give null, or what is wrong with it.
 template <typename... P>
-const char* launch(void (*kernel)(P...), const unsigned* g, const unsigned* b, size_t shared, const Argument* a, int count) {
+const char* launch(void (*kernel)(P...), const unsigned* g, const unsigned* b, size_t shared,
+                   const Argument* a, int count) {
     grid = {g[0], g[1], g[2]}, block = {b[0], b[1], b[2]};
     static std::vector<std::vector<char>> results;
     results.clear();
@@ -329,7 +358,8 @@ const char* launch(void (*kernel)(P...), const unsigned* g, const unsigned* b, s
         return message;
     }
     if (count != sizeof...(P)) fail("%d arguments for a kernel of %zu", count, sizeof...(P));
-    constexpr bool WRITTEN[] = {(std::is_pointer_v<P> && !std::is_const_v<std::remove_pointer_t<P>>)..., false};
+    constexpr bool WRITTEN[] = {
+        (std::is_pointer_v<P> && !std::is_const_v<std::remove_pointer_t<P>>)..., false};
     for (int schedule = 0; schedule < 3; schedule++) {
         std::vector<Guarded*> homes;
         run(kernel, schedule, shared, a, homes, std::index_sequence_for<P...>{});
@@ -338,10 +368,15 @@ const char* launch(void (*kernel)(P...), const unsigned* g, const unsigned* b, s
             if (!h || !WRITTEN[i]) continue;
             if (!schedule) results.resize(count), results[i].assign(h->data, h->data + h->length);
             if (memcmp(results[i].data(), h->data, h->length))
-                fail("argument %d differs with the threads in %s order: a barrier is missing, or memory is read before it is written", i, SCHEDULES[schedule].name);
+                fail(
+                    "argument %d differs with the threads in %s order: a barrier is missing, "
+                    "or memory is read before it is written",
+                    i, SCHEDULES[schedule].name);
         }
     }
-    for (int i = 0; i < (int)results.size(); i++) if (!results[i].empty()) memcpy(a[i].data, results[i].data(), results[i].size());
+    for (size_t i = 0; i < results.size(); i++)
+        if (!results[i].empty()) memcpy(a[i].data, results[i].data(), results[i].size());
+    guarded.clear();
     return nullptr;
 }
 
@@ -354,7 +389,8 @@ T exchange(T value, unsigned lane, unsigned mask, const char* file, int line) {
     if (mask != ~0u) fail("a shuffle at line %d of %s without all lanes", line, file);
     memcpy(current->exchanged, &value, sizeof value);
     wait(AT_WARP_BARRIER, file, line);
-    if (lane < 32 && warp + lane < block.x * block.y * block.z) memcpy(&value, fibers[warp + lane].exchanged, sizeof value);
+    if (lane < 32 && warp + lane < block.x * block.y * block.z)
+        memcpy(&value, fibers[warp + lane].exchanged, sizeof value);
     wait(AT_WARP_BARRIER, file, line);
     return value;
 }
@@ -363,10 +399,13 @@ T exchange(T value, unsigned lane, unsigned mask, const char* file, int line) {
 
 // ---- what -fsanitize calls ----
 
-struct SourceLocation { const char* file; uint32_t line, column; };
-#define REPORT(name, what)                                                                    \
+struct SourceLocation {
+    const char* file;
+    uint32_t line, column;
+};
+#define REPORT(name, what)                                                                \
     extern "C" [[noreturn]] void __ubsan_handle_##name##_abort(SourceLocation* at, ...) { \
-        host::fail(what " at line %u of %s", at->line, at->file);                                \
+        host::fail(what " at line %u of %s", at->line, at->file);                         \
     }
 REPORT(out_of_bounds, "an index beyond the array")
 REPORT(add_overflow, "a sum overflows")
@@ -401,8 +440,8 @@ using std::max;
 using std::min;
 
 // The kernel under a name that Python can look up; Python writes one for each instance.
-#define KERNEL(name, ...)                                                                          \
-    extern "C" const char* name(const unsigned* grid, const unsigned* block, size_t shared,        \
-                                const host::Argument* arguments, int count) {                      \
-        return host::launch(&__VA_ARGS__, grid, block, shared, arguments, count);                  \
+#define KERNEL(name, ...)                                                                   \
+    extern "C" const char* name(const unsigned* grid, const unsigned* block, size_t shared, \
+                                const host::Argument* arguments, int count) {               \
+        return host::launch(&__VA_ARGS__, grid, block, shared, arguments, count);           \
     }

@@ -1,0 +1,36 @@
+"""Every kernel compiles for every GPU of the list, without a warning, and fits on it."""
+
+import re
+
+import pytest
+from cupy_backend import nvrtc
+
+from tinygrad_cnn.backends.cupy_backend.launch import MOST_SHARED, Program
+
+pytestmark = pytest.mark.skipif(
+    nvrtc.library() is None, reason="no NVRTC: pip install 'tinygrad_cnn[cuda-check]'"
+)
+
+
+@pytest.mark.parametrize("gpu", nvrtc.GPUS)
+@pytest.mark.parametrize(
+    ("program", "dtype"),
+    [(p, dtype) for p in nvrtc.programs() for dtype in p.dtypes],
+    ids=lambda value: getattr(value, "file", value),
+)
+def test_every_kernel_compiles_and_fits(program, dtype, gpu):
+    found, said = nvrtc.compile_for(gpu, program, dtype)
+    assert not said
+    assert {use.kernel for use in found} == {*program.expressions(dtype)}
+    for use in found:
+        assert use.shared <= MOST_SHARED, use
+        assert not use.spilled or dtype == "float64", use
+        print(use)
+
+
+def test_what_does_not_compile_is_told(monkeypatch):
+    monkeypatch.setattr(nvrtc, "source", lambda file: "__global__ void broken() { return 1; }")
+    monkeypatch.setattr(Program, "all", [])
+    found, said = nvrtc.compile_for(nvrtc.GPUS[0], Program("broken.cu", "broken"), "float32")
+    assert not found
+    assert re.search("return value", " ".join(said))
