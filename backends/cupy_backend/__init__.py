@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from ..base import Array, Backend, nhwc
+from ..base import Array, Backend, nchw, nhwc
 from ..geometry import Pair, Shape
 from .launch import MOST_BLOCKS, Launcher
 
@@ -108,8 +108,9 @@ class CupyBackend(Backend):
         self.launch = Launcher(cupy.RawModule)
 
     def asarray(self, a: Array, dtype: Array = None) -> Array:
-        """Give `a` as an array on the device."""
-        return self.xp.asarray(a, dtype)
+        """Give `a` as an array on the device, channels-last if it is so, as CuPy alone would not."""
+        last = isinstance(a, numpy.ndarray) and a.ndim == 4 and nhwc(a).flags.c_contiguous
+        return nchw(self.xp.asarray(nhwc(a), dtype)) if last else self.xp.asarray(a, dtype)
 
     def to_numpy(self, a: Array) -> Array:
         """Copy `a` to the host."""

@@ -3,6 +3,8 @@
 test_memory_passes.py compares pools, norms, sums and updates with the reference.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -112,6 +114,17 @@ def test_a_mix_of_types_takes_the_reference(emulated):
     x = images(X)
     y = emulated.batch_norm(x, *np.ones((2, 16)), eps=1e-5)[0]
     np.testing.assert_array_equal(y, NUMPY.batch_norm(x, *np.ones((2, 16)), eps=1e-5)[0])
+
+
+def test_images_are_moved_as_they_lie():
+    """CuPy's own asarray gives every array from the host in the order of its axes."""
+    copies = SimpleNamespace(asarray=lambda a, dtype: np.array(a, dtype, order="C"), RawModule=None)
+    backend, x = cupy_backend.CupyBackend(copies), images((2, 3, 4, 5))
+    for a in x, x[:, :, 1:], np.ascontiguousarray(x), x[0], np.float32(1):
+        np.testing.assert_array_equal(backend.asarray(a), a, strict=True)
+    assert nhwc(backend.asarray(x)).flags.c_contiguous
+    assert backend.asarray(x, np.float64).dtype == np.float64
+    assert backend.asarray(np.ascontiguousarray(x)).flags.c_contiguous
 
 
 # ---- sums over channels ----
