@@ -108,7 +108,7 @@ class CupyBackend(Backend):
         self.launch = Launcher(cupy.RawModule)
 
     def asarray(self, a: Array, dtype: Array = None) -> Array:
-        """Give `a` as an array on the device, channels-last if it is so, as CuPy alone would not."""
+        """Give `a` as an array on the device, channels-last if it is; CuPy alone forgets that."""
         last = isinstance(a, numpy.ndarray) and a.ndim == 4 and nhwc(a).flags.c_contiguous
         return nchw(self.xp.asarray(nhwc(a), dtype)) if last else self.xp.asarray(a, dtype)
 

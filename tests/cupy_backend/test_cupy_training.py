@@ -6,6 +6,7 @@ import pytest
 import tinygrad_cnn as tg
 from tinygrad_cnn import data, models, nn, optim, train
 from tinygrad_cnn.backends.base import nhwc
+from tinygrad_cnn.train import recipe, run
 
 pytestmark = pytest.mark.emulated
 
@@ -38,11 +39,26 @@ def test_a_resident_loader_gives_the_batches_of_a_loader(
 
 
 def test_a_resident_loader_serves_where_it_can(emulated):
-    serves = data.ResidentLoader.serves
-    assert serves(emulated, None)
-    assert serves(emulated, data.RandomCropAndFlip(padding=2))
-    assert not serves(emulated, lambda x, rng: x)
-    assert not serves(tg.backends.get("numpy"), None)
+    crops, numpy = data.RandomCropAndFlip(padding=2), tg.backends.get("numpy")
+    for augment in None, [], crops, [crops]:
+        assert data.ResidentLoader.serves(emulated, augment)
+        assert not data.ResidentLoader.serves(numpy, augment)
+    for augment in normalised, [crops, normalised]:
+        assert not data.ResidentLoader.serves(emulated, augment)
+    message = "^ResidentLoader: numpy can't make batches with augment=None; take data.Loader$"
+    with pytest.raises(ValueError, match=message):
+        data.ResidentLoader(IMAGES, 8, backend=numpy, **AT)
+
+
+def normalised(x, rng):
+    return x
+
+
+def test_a_run_keeps_its_images_where_it_trains(emulated):
+    config = train.Config(recipe.load("quick").override({"model": "svm"}))
+    for backend, loader in (emulated, data.ResidentLoader), (tg.backends.get("numpy"), data.Loader):
+        with tg.use_backend(backend):
+            assert type(run.build(config, data.shapes(20)).loader) is loader
 
 
 def small_residual_net(seed):
