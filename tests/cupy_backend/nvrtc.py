@@ -17,6 +17,8 @@ from tinygrad_cnn.backends.cupy_backend.launch import OPTIONS, Program, source
 
 GPUS = ("sm_75", "sm_80", "sm_89", "sm_90", "sm_120")  # from the T4 of free notebooks on
 
+CUPYS = ("--device-as-default-execution-space",)  # what CuPy 14 adds
+
 
 class Usage(NamedTuple):
     """What an instance of a kernel takes of the GPU: registers a thread, bytes."""
@@ -54,7 +56,7 @@ def compile_for(gpu, program, dtype):
     assert status == 0
     for name in program.expressions(dtype):
         assert nvrtc.nvrtcAddNameExpression(handle, name.encode()) == 0
-    options = [*OPTIONS, f"--gpu-architecture={gpu}", "--ptxas-options=-v"]
+    options = [*OPTIONS, *CUPYS, f"--gpu-architecture={gpu}", "--ptxas-options=-v"]
     given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     status = nvrtc.nvrtcCompileProgram(handle, len(options), given)
     log = read_log(nvrtc, handle)
