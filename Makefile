@@ -19,11 +19,12 @@ test test-cuda-host coverage: export NUMBA_NUM_THREADS = 1
 test: .venv/with-test  ## make test PYTEST="-m 'not slow' -k conv"
 	$(BIN)/python -m pytest --numprocesses 2 $(PYTEST)
 
-# Without a GPU: its kernels compiled for this CPU (`make test` has these tests too), and, by NVRTC, for GPUs.
+# Without a GPU: its kernels compiled for this CPU (`make test` has these tests too), and, by NVRTC,
+# for GPUs: make check-cuda GPUS="sm_75 sm_120"
 test-cuda-host: .venv/with-test
 	$(BIN)/python -m pytest --numprocesses 2 -m emulated $(PYTEST)
 check-cuda: .venv/with-cuda-check
-	$(BIN)/python tests/cupy_backend/nvrtc.py
+	$(BIN)/python tests/cupy_backend/nvrtc.py $(GPUS)
 
 lint: .venv/with-dev
 	$(BIN)/ruff check

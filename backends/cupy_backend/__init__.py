@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from ..base import Array, Backend, nchw, nhwc
-from ..geometry import Pair, Shape
+from ..geometry import Pair, Shape, output_size
 from .launch import MOST_BLOCKS, Launcher
 
 Shapes = tuple[Shape, ...]
@@ -67,15 +67,20 @@ def _small_matrices(shapes: Shapes, **settings: Any) -> bool:
     return len(x) == len(y) == 2 and math.prod(x) * y[1] <= 2**27  # beyond, cuBLAS is quicker
 
 
-def _fits_a_grid(shapes: Shapes, *, stride: Pair, groups: int, **settings: Any) -> bool:
-    return groups * math.prod(stride) <= MOST_BLOCKS[2]
+def _result_fits(
+    shapes: Shapes, *, groups: int, x_shape: Shape = (), w_shape: Shape = (), **at: Any
+) -> bool:
+    """Tell whether a convolution's result can be counted, and its phases and groups be a grid."""
+    (n, _, h, w), (o, _, kh, kw) = shapes
+    result = x_shape or w_shape or (n, o, *output_size((h, w), kernel=(kh, kw), **at))
+    return math.prod(result) <= MOST_VALUES and groups * math.prod(at["stride"]) <= MOST_BLOCKS[2]
 
 
 # For each kernel the paths, best first; where none serves, the reference does.
 PATHS: dict[str, tuple[Path, ...]] = {
-    "conv2d": (Path("implicit_gemm", "convolution", _fits_a_grid),),
-    "conv2d_input_grad": (Path("implicit_gemm", "convolution", _fits_a_grid),),
-    "conv2d_weight_grad": (Path("implicit_gemm", "convolution", _fits_a_grid),),
+    "conv2d": (Path("implicit_gemm", "convolution", _result_fits),),
+    "conv2d_input_grad": (Path("implicit_gemm", "convolution", _result_fits),),
+    "conv2d_weight_grad": (Path("implicit_gemm", "convolution", _result_fits),),
     "matmul": (Path("implicit_gemm", "product", _small_matrices),),
     "add": (
         Path("pointwise", "pointwise", _same_shape),

@@ -90,7 +90,7 @@ def conv2d_weight_grad(
     at = _geometry(x.shape, w_shape, stride, padding, dilation, groups)
     rows, columns = math.prod(w_shape[1:]), w_shape[0] // groups
     parts, length = _parts(g.size // g.shape[1], rows, columns, groups)
-    partial = backend.xp.empty(parts * math.prod(w_shape), x.dtype)
+    partial = backend.empty((parts * math.prod(w_shape),), x.dtype)
     _launch(
         backend, WEIGHT_GRAD, "conv2d_weight_grad", rows, columns, groups * parts,
         (backend.images(g), backend.images(x), partial, length, at),

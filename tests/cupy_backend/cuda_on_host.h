@@ -200,14 +200,14 @@ inline void make_fibers(unsigned count) {
     if (!stacks)
         stacks = (char*)mmap(nullptr, MOST * STACK, PROT_READ | PROT_WRITE,
                              MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    for (unsigned i = fibers.size(); fibers.reserve(MOST), i < count; i++) {
+    fibers.reserve(MOST);  // they must not move: a context points into itself
+    for (unsigned i = fibers.size(); i < count; i++) {
         Fiber& fiber = fibers.emplace_back();
         getcontext(&fiber.beginning);
         fiber.beginning.uc_stack.ss_sp = stacks + i * STACK;
         fiber.beginning.uc_stack.ss_size = STACK;
         makecontext(&fiber.beginning, live, 0);
     }
-    fibers.resize(std::max<size_t>(count, fibers.size()));
 }
 
 // ---- the schedule of a block ----
@@ -440,8 +440,9 @@ using std::max;
 using std::min;
 
 // The kernel under a name that Python can look up; Python writes one for each instance.
-#define KERNEL(name, ...)                                                                   \
-    extern "C" const char* name(const unsigned* grid, const unsigned* block, size_t shared, \
-                                const host::Argument* arguments, int count) {               \
-        return host::launch(&__VA_ARGS__, grid, block, shared, arguments, count);           \
+#define KERNEL(name, ...)                                                         \
+    extern "C" __attribute__((visibility("default"))) const char* name(           \
+        const unsigned* grid, const unsigned* block, size_t shared,               \
+        const host::Argument* arguments, int count) {                             \
+        return host::launch(&__VA_ARGS__, grid, block, shared, arguments, count); \
     }

@@ -24,6 +24,7 @@ CHECKS = "-fsanitize=bounds,signed-integer-overflow,integer-divide-by-zero,shift
 FLAGS = (
     *("-std=c++17", "-O1", "-fPIC", "-w", "-U_FORTIFY_SOURCE", "-fno-strict-aliasing"),
     *(CHECKS, "-fno-sanitize-recover=all", "-ffp-contract=off"),
+    "-fvisibility=hidden",  # or libraries of one process would share what has equal names
 )
 
 

@@ -9,6 +9,7 @@ import re
 import sys
 from functools import cache
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from tinygrad_cnn.backends.cupy_backend import PATHS
 from tinygrad_cnn.backends.cupy_backend.launch import OPTIONS, Program, source
 
 GPUS = ("sm_75", "sm_80", "sm_89", "sm_90", "sm_120")  # from the T4 of free notebooks on
+
+CUPYS = ("--device-as-default-execution-space",)  # what CuPy 14 adds
 
 
 class Usage(NamedTuple):
@@ -54,7 +57,7 @@ def compile_for(gpu, program, dtype):
     assert status == 0
     for name in program.expressions(dtype):
         assert nvrtc.nvrtcAddNameExpression(handle, name.encode()) == 0
-    options = [*OPTIONS, f"--gpu-architecture={gpu}", "--ptxas-options=-v"]
+    options = [*OPTIONS, *CUPYS, f"--gpu-architecture={gpu}", "--ptxas-options=-v"]
     given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     status = nvrtc.nvrtcCompileProgram(handle, len(options), given)
     log = read_log(nvrtc, handle)
@@ -96,20 +99,20 @@ def complaints(log):
     return [line for line in lines if not line.startswith("ptxas")]
 
 
-def main():
-    """Print a line for each kernel and GPU."""
+def main(gpus):
+    """Print a line for each kernel and GPU; give the number of complaints."""
+    wrong = 0
     print(f"{'GPU':<8}{'registers':>10}{'spilled':>9}{'shared':>8}  kernel")
-    for program in programs():
-        for gpu in GPUS:
-            for dtype in program.dtypes:
-                found, said = compile_for(gpu, program, dtype)
-                for line in said:
-                    print(f"{program.file}: {line}")
-                for use in found:
-                    print(
-                        f"{gpu:<8}{use.registers:>10}{use.spilled:>9}{use.shared:>8}  {use.kernel}"
-                    )
+    for program, gpu in product(programs(), gpus):
+        for dtype in program.dtypes:
+            found, said = compile_for(gpu, program, dtype)
+            for line in said:
+                print(f"{program.file}: {line}")
+            for use in found:
+                print(f"{gpu:<8}{use.registers:>10}{use.spilled:>9}{use.shared:>8}  {use.kernel}")
+            wrong += len(said)
+    return wrong
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:] or GPUS) > 0)

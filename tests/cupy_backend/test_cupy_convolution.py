@@ -130,14 +130,21 @@ def test_the_parts_are_added_in_order(emulated):
         ("reference", (0, 3, 8, 8), (5, 3, 3, 3), {}, "float32"),
         ("reference", (2, 3, 8, 8), (5, 3, 3, 3), {}, "int32"),
         ("reference", (1, 1, MOST_VALUES + 1, 1), (1, 1, 1, 1), {}, "float32"),
+        ("reference", (1024, 3, 226, 226), (64, 3, 7, 7), {}, "float32"),  # y is too large
         ("reference", (1, 2**16, 1, 1), (2**16, 1, 1, 1), dict(groups=2**16), "float32"),
     ],
 )
 def test_the_table_of_paths(path, x, w, at, dtype):
     backend, at = CupyBackend.__new__(CupyBackend), ONE | at
     assert backend.choose("conv2d", shapes=(x, w), dtype=dtype, **at) == path
-    told = dict(x_shape=x, dtype=dtype, **at)
-    assert backend.choose("conv2d_input_grad", shapes=(x, w), **told) == path
+
+
+def test_a_large_input_has_no_gradient_by_a_kernel():
+    backend, g, w = CupyBackend.__new__(CupyBackend), (1, 1, 1000, 1000), (1, 64, 1, 1)
+    at = ONE | dict(stride=(7, 7), dtype="float32")
+    for sides, path in (5000, "implicit_gemm"), (7000, "reference"):
+        told = dict(shapes=(g, w), x_shape=(1, 64, sides, sides), **at)
+        assert backend.choose("conv2d_input_grad", **told) == path
 
 
 @pytest.mark.emulated
