@@ -99,7 +99,7 @@ BUGS = {
     ),
     "threads that have nothing to do": (
         "batch_norm", "norm.cu", "min(each, (pixels - pixel - 1) / lines + 1)", "each",
-        "access to argument 0 at byte 77760 of its 77760",
+        r"access to argument 0 at byte \d+ of its 77760",
     ),
     "neighbours that are not there yet": (
         "local_response_norm", "response_norm.cu", "__syncthreads();", "", ORDER,
