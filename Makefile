@@ -6,7 +6,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: train test lint bench coverage mutants clean
+.PHONY: train test test-cuda-host check-cuda lint bench coverage mutants clean
 .NOTPARALLEL:
 
 train: .venv/with-test  ## a short training on the built-in shapes, no download
@@ -14,10 +14,17 @@ train: .venv/with-test  ## a short training on the built-in shapes, no download
 
 # Two processes with one thread each, of BLAS and of kernels: threads that wait for each other spin, and the
 # tests' arrays are too small to share. (Tests about threads start processes of their own.)
-test coverage: export OPENBLAS_NUM_THREADS = 1
-test coverage: export NUMBA_NUM_THREADS = 1
+test test-cuda-host coverage: export OPENBLAS_NUM_THREADS = 1
+test test-cuda-host coverage: export NUMBA_NUM_THREADS = 1
 test: .venv/with-test  ## make test PYTEST="-m 'not slow' -k conv"
 	$(BIN)/python -m pytest --numprocesses 2 $(PYTEST)
+
+# Without a GPU: its kernels compiled for this CPU (`make test` has these tests too), and, by NVRTC,
+# for GPUs: make check-cuda GPUS="sm_75 sm_120"
+test-cuda-host: .venv/with-test
+	$(BIN)/python -m pytest --numprocesses 2 -m emulated $(PYTEST)
+check-cuda: .venv/with-cuda-check
+	$(BIN)/python tests/cupy_backend/nvrtc.py $(GPUS)
 
 lint: .venv/with-dev
 	$(BIN)/ruff check
@@ -33,7 +40,7 @@ bench: .venv/with-peers  ## all benchmarks in their short form, against PyTorch
 CORE := tinygrad_cnn/autograd.py,tinygrad_cnn/tensor.py,tinygrad_cnn/ops/*,backends/base.py,$\
 	backends/geometry.py,backends/numpy_backend.py
 coverage: .venv/with-test
-	$(BIN)/python -m coverage run -m pytest --quiet tests/test_*.py -m "not slow"
+	$(BIN)/python -m coverage run -m pytest --quiet tests/test_*.py -m "not slow and not emulated"
 	$(BIN)/python -m coverage report --fail-under 100 --include "$(CORE)"
 
 mutants: .venv/with-test  ## break the engine on purpose; make mutants MUTANTS=--all

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cupy_backend.emulation import COMPILER, EmulatedBackend
 from hypothesis import settings
 
 import tinygrad_cnn as tg
+from tinygrad_cnn.backends import Backend
 
 # chosen by HYPOTHESIS_PROFILE; ci draws the same examples every time
 settings.register_profile("dev", max_examples=20, deadline=None)
@@ -48,8 +50,26 @@ def real_cifar10(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathF
     return home / "whole"
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run a module's tests on every backend that can run here."""
-    with tg.use_backend(request.param):
-        yield request.param
+@pytest.fixture(scope="session")
+def emulated(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Backend:
+    """Give the GPU's backend with its kernels compiled for this CPU, in pytest's cache."""
+    if COMPILER is None:
+        pytest.skip("emulating a GPU needs Linux and a C++ compiler: g++, or what CXX names")
+    cache = getattr(pytestconfig, "cache", None)  # absent with -p no:cacheprovider
+    return EmulatedBackend(cache.mkdir("kernels") if cache else tmp_path_factory.mktemp("kernels"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what uses `backend` on all that can run here, the kernelwise on the emulated GPU too."""
+    if "backend" in metafunc.fixturenames:
+        kernelwise = metafunc.definition.get_closest_marker("kernelwise") is not None
+        more = [pytest.param("emulated", marks=pytest.mark.emulated)] * kernelwise
+        metafunc.parametrize("backend", [*BACKENDS, *more], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def backend(request: pytest.FixtureRequest) -> Iterator[str | Backend]:
+    """Make new tensors on a backend, named or itself."""
+    own = request.getfixturevalue("emulated") if request.param == "emulated" else request.param
+    with tg.use_backend(own):
+        yield own

@@ -194,7 +194,15 @@ def run_tests(folder, names, log):
     sys.path.insert(0, str(folder))
     sys.dont_write_bytecode = True  # a mutant may be as old and as long as its original
     tests = [f"tests/test_{name}.py" for name in names]
-    options = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-k", "not numba"]
+    options = [
+        "-x",
+        "-q",
+        "--assert=plain",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "not numba and not emulated",
+    ]
     os._exit(pytest.main([*options, *tests], plugins=[NoKernels()]))
 
 

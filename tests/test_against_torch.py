@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 T = torch.nn.functional
 
 pytestmark = [
+    pytest.mark.kernelwise,
     pytest.mark.usefixtures("backend"),
     pytest.mark.filterwarnings("ignore:Using padding='same'"),  # about PyTorch's speed
 ]

@@ -4,7 +4,6 @@ import inspect
 import os
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -349,52 +348,6 @@ def test_five_members_make_a_backend():
     tg.register_backend("minimal", Minimal)
     for here, there in zip(small_net("minimal"), small_net("numpy"), strict=True):
         np.testing.assert_array_equal(here, there, strict=True)
-
-
-# ---- CuPy, without a GPU ----
-
-
-def fake_cupy(*, gpus):
-    """Imitate CuPy with NumPy's arrays."""
-    waited = []
-    stream = types.SimpleNamespace(synchronize=lambda: waited.append(True))
-    fake = types.ModuleType("cupy")
-    fake.__dict__.update({n: getattr(np, n) for n in ("asarray", "add", "multiply")})
-    fake.__version__, fake.asnumpy, fake.waited = "99.0", np.array, waited
-    fake.cuda = types.SimpleNamespace(
-        is_available=lambda: gpus > 0, get_current_stream=lambda: stream
-    )
-    return fake
-
-
-@pytest.mark.parametrize(
-    ("module", "reason", "remedy"),
-    [
-        (None, "CuPy is not installed (import of cupy halted; None in sys.modules)", "pip install"),
-        (fake_cupy(gpus=0), "CuPy 99.0 finds no usable NVIDIA GPU on this machine", "nvidia-smi"),
-    ],
-    ids=["not installed", "no GPU"],
-)
-def test_cupy_says_why_it_can_not_run(monkeypatch, module, reason, remedy):
-    monkeypatch.setitem(sys.modules, "cupy", module)
-    with pytest.raises(
-        BackendUnavailable, match=r"^backend 'cupy' can't run here: .*; try: "
-    ) as error:
-        tg.ones(2, backend="cupy")
-    assert error.value.reason == reason
-    assert error.value.remedy.startswith(remedy)
-    assert isinstance(tg.available_backends()["cupy"], BackendUnavailable)
-
-
-def test_cupy_moves_arrays_to_the_device_and_back(monkeypatch):
-    fake = fake_cupy(gpus=1)
-    monkeypatch.setitem(sys.modules, "cupy", fake)
-    backend = backends.get("cupy")
-    assert (backend.name, backend.xp) == ("cupy", fake)
-    there = backend.asarray([1, 2], "float32")
-    np.testing.assert_array_equal(backend.to_numpy(there), np.array([1, 2], "f"), strict=True)
-    backend.synchronize()
-    assert fake.waited == [True]
 
 
 def test_numba_says_why_it_can_not_run(monkeypatch):

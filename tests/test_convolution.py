@@ -13,6 +13,7 @@ from tinygrad_cnn.backends import geometry
 from tinygrad_cnn.tensor import Tensor
 from tinygrad_cnn.testing import arrays, conv2d_cases, layouts, pairs, pool2d_cases
 
+pytestmark = pytest.mark.kernelwise
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5}
 EITHER = st.sampled_from(sorted(TOLERANCE))
 

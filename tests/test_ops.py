@@ -13,7 +13,7 @@ from tinygrad_cnn.autograd import OPS, op
 from tinygrad_cnn.selftest import CASES, CHECKS, Case
 from tinygrad_cnn.testing import assert_adjoint, assert_multilinear_adjoint, ladder_values
 
-pytestmark = pytest.mark.usefixtures("backend")
+pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.kernelwise]
 OURS = {name for name, op in OPS.items() if op.__module__.startswith("tinygrad_cnn.")}
 
 

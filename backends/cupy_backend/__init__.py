@@ -1,13 +1,106 @@
 """The GPU backend: CUDA kernels launched through CuPy, the rest inherited from the reference.
 
-No kernel is here yet: every body is the reference's, written against `cupy` instead of `numpy`.
+`PATHS` is the table of what runs when. A Python module here allocates and launches, the `.cu` file
+of the same name is what runs on the device; `launch.py` tells how to add a kernel.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from functools import cache, wraps
+from importlib import import_module
+from typing import Any, NamedTuple
 
-from ..base import Array, Backend, BackendUnavailable
+import numpy
+
+from ..base import Array, Backend, nchw, nhwc
+from ..geometry import Pair, Shape, output_size
+from .launch import MOST_BLOCKS, Launcher
+
+Shapes = tuple[Shape, ...]
+FLOATS = frozenset(map(numpy.dtype, ("float32", "float64")))
+MOST_VALUES = 2**31 - 2**16  # kernels count in 32 bits, up to a tile beyond the end
+
+
+class Path(NamedTuple):
+    """A way to compute a kernel: its name, the module that has it, and when it can be used."""
+
+    name: str
+    module: str
+    serves: Callable[..., bool]
+    dtypes: frozenset[Any] = FLOATS
+
+
+def _same_shape(shapes: Shapes, *, out: Any = None, **settings: Any) -> bool:
+    return all(shape == shapes[0] for shape in shapes) and (out is None or _dense(out))
+
+
+def _dense(a: Array) -> bool:
+    return (nhwc(a) if a.ndim == 4 else a).flags.c_contiguous
+
+
+def _one_a_channel(shapes: Shapes, *, out: Any = None, **settings: Any) -> bool:
+    x, values = shapes
+    fit = {4: ((1, *x[1:2], 1, 1),), 2: (x[1:], (1, *x[1:]))}.get(len(x), ())
+    return values in fit and (out is None or _dense(out))
+
+
+def _always(shapes: Shapes, **settings: Any) -> bool:
+    return True
+
+
+def _channels_fit(shapes: Shapes, **settings: Any) -> bool:
+    return shapes[0][1] <= 2**14  # four of a thread's steps are within what is left of 32 bits
+
+
+def _positions_fit_a_byte(shapes: Shapes, *, kernel_size: Pair, **settings: Any) -> bool:
+    return math.prod(kernel_size) < 256
+
+
+def _window_fits_a_block(shapes: Shapes, *, size: int, **settings: Any) -> bool:
+    return size <= 4096
+
+
+def _small_matrices(shapes: Shapes, **settings: Any) -> bool:
+    x, y = shapes
+    return len(x) == len(y) == 2 and math.prod(x) * y[1] <= 2**27  # beyond, cuBLAS is quicker
+
+
+def _result_fits(
+    shapes: Shapes, *, groups: int, x_shape: Shape = (), w_shape: Shape = (), **at: Any
+) -> bool:
+    """Tell whether a convolution's result can be counted, and its phases and groups be a grid."""
+    (n, _, h, w), (o, _, kh, kw) = shapes
+    result = x_shape or w_shape or (n, o, *output_size((h, w), kernel=(kh, kw), **at))
+    return math.prod(result) <= MOST_VALUES and groups * math.prod(at["stride"]) <= MOST_BLOCKS[2]
+
+
+# For each kernel the paths, best first; where none serves, the reference does.
+PATHS: dict[str, tuple[Path, ...]] = {
+    "conv2d": (Path("implicit_gemm", "convolution", _result_fits),),
+    "conv2d_input_grad": (Path("implicit_gemm", "convolution", _result_fits),),
+    "conv2d_weight_grad": (Path("implicit_gemm", "convolution", _result_fits),),
+    "matmul": (Path("implicit_gemm", "product", _small_matrices),),
+    "add": (
+        Path("pointwise", "pointwise", _same_shape),
+        Path("pointwise", "pointwise", _one_a_channel),
+    ),
+    "relu": (Path("pointwise", "pointwise", _always),),
+    "relu_grad": (Path("pointwise", "pointwise", _same_shape),),
+    "sgd_update": (Path("pointwise", "pointwise", _same_shape),),
+    "max_pool2d": (Path("gather", "pool", _positions_fit_a_byte),),
+    "max_pool2d_grad": (Path("gather", "pool", _positions_fit_a_byte),),
+    "max_pool2d_gather": (Path("gather", "pool", _positions_fit_a_byte),),
+    "avg_pool2d": (Path("gather", "pool", _always),),
+    "avg_pool2d_grad": (Path("gather", "pool", _always),),
+    "batch_norm": (Path("two_pass", "norm", _channels_fit),),
+    "batch_norm_grad": (Path("two_pass", "norm", _channels_fit),),
+    "local_response_norm": (Path("tiled", "response_norm", _window_fits_a_block),),
+    "local_response_norm_grad": (Path("tiled", "response_norm", _window_fits_a_block),),
+    "softmax_cross_entropy": (Path("warp_a_row", "loss", _always),),
+    "crop_and_flip": (Path("gather", "augment", _always),),
+}
 
 
 class CupyBackend(Backend):
@@ -17,10 +110,12 @@ class CupyBackend(Backend):
 
     def __init__(self, cupy: Any) -> None:
         self.xp = cupy
+        self.launch = Launcher(cupy.RawModule)
 
     def asarray(self, a: Array, dtype: Array = None) -> Array:
-        """Give `a` as an array on the device."""
-        return self.xp.asarray(a, dtype)
+        """Give `a` as an array on the device, channels-last if it is; CuPy alone forgets that."""
+        last = isinstance(a, numpy.ndarray) and a.ndim == 4 and nhwc(a).flags.c_contiguous
+        return nchw(self.xp.asarray(nhwc(a), dtype)) if last else self.xp.asarray(a, dtype)
 
     def to_numpy(self, a: Array) -> Array:
         """Copy `a` to the host."""
@@ -36,19 +131,65 @@ class CupyBackend(Backend):
 
         return self.map(erf, x)
 
+    def choose(self, kernel: str, *, shapes: Shapes, dtype: Any, **settings: Any) -> str:
+        """Name the path that serves a kernel: a pure function of geometry and dtype."""
+        path = _best(kernel, shapes, numpy.dtype(dtype), settings)
+        return path.name if path else "reference"
+
+    def gather_crop_and_flip(self, images: Array, *arrays: Array, padding: int) -> Array:
+        """Make a training batch of a data set of bytes: see augment.py."""
+        from .augment import gather_crop_and_flip
+
+        return gather_crop_and_flip(self, images, *arrays, padding=padding)
+
+    # ---- arrays as kernels take them ----
+
+    def images(self, a: Array) -> Array:
+        """View (N, C, H, W) as (N, H, W, C), contiguous: a copy where it lies differently."""
+        return self.xp.ascontiguousarray(nhwc(a))
+
+    def flat(self, a: Array) -> Array:
+        """View an array as one row of values; of images, in the order N, H, W, C."""
+        return (self.images(a) if a.ndim == 4 else self.xp.ascontiguousarray(a)).reshape(-1)
+
+
+def _best(kernel: str, shapes: Shapes, dtype: Any, settings: dict[str, Any]) -> Path | None:
+    every = (*shapes, settings.get("x_shape", ()))
+    if all(0 < math.prod(shape) <= MOST_VALUES for shape in every):
+        for path in PATHS.get(kernel, ()):
+            if dtype in path.dtypes and path.serves(shapes, **settings):
+                return path
+    return None
+
+
+def _method(kernel: str) -> Callable[..., Any]:
+    """Make the method that runs a kernel on its best path."""
+    reference = getattr(Backend, kernel)
+
+    @wraps(reference)
+    def run(self: CupyBackend, *arrays: Any, **settings: Any) -> Any:
+        shapes = tuple(a.shape for a in arrays if a is not None)
+        floats = {a.dtype for a in arrays if a is not None and a.dtype.kind == "f"}
+        path = _best(kernel, shapes, arrays[0].dtype, settings) if len(floats) == 1 else None
+        if path is None:
+            return reference(self, *arrays, **settings)
+        return _function(path.module, kernel)(self, *arrays, **settings)
+
+    return run
+
+
+@cache
+def _function(module: str, kernel: str) -> Callable[..., Any]:
+    """Import a kernel's function where it is first used."""
+    return getattr(import_module(f".{module}", __name__), kernel)
+
+
+for _kernel in PATHS:
+    setattr(CupyBackend, _kernel, _method(_kernel))
+
 
 def load() -> CupyBackend:
     """Make the backend, or say why it can't be."""
-    try:
-        import cupy
-    except ImportError as error:
-        raise BackendUnavailable(
-            "cupy", f"CuPy is not installed ({error})", "pip install 'tinygrad_cnn[cuda12]'"
-        ) from None
-    if not cupy.cuda.is_available():
-        raise BackendUnavailable(
-            "cupy",
-            f"CuPy {cupy.__version__} finds no usable NVIDIA GPU on this machine",
-            "nvidia-smi, which shows whether the driver is there",
-        )
-    return CupyBackend(cupy)
+    from .detect import usable_cupy
+
+    return CupyBackend(usable_cupy())

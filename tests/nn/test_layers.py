@@ -10,6 +10,7 @@ from tinygrad_cnn import functional as F
 from tinygrad_cnn import nn
 
 pytestmark = [
+    pytest.mark.kernelwise,
     pytest.mark.usefixtures("backend"),
     pytest.mark.filterwarnings("ignore:Using padding='same'"),  # about PyTorch's speed
 ]

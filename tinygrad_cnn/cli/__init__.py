@@ -67,9 +67,11 @@ def run(command: Callable[..., Any]) -> None:
         command = program
     try:
         command()
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, MemoryError) as error:
         if "--debug" in sys.argv:
             raise
+        if isinstance(error, MemoryError):  # NumPy's or CuPy's
+            error.add_note("Out of memory: a smaller --batch-size needs less")
         notes = " ".join(getattr(error, "__notes__", ()))
         name = Path(sys.argv[0]).stem.replace("__main__", "tinygrad-cnn")
         print(f"{name}: {error} {notes}".rstrip(), file=sys.stderr)

@@ -17,6 +17,7 @@ from .image import read_image
 from .load import load, open_data
 from .loader import Loader
 from .randomness import rng_at
+from .resident import ResidentLoader
 from .shapes import shapes
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Dataset",
     "Loader",
     "RandomCropAndFlip",
+    "ResidentLoader",
     "channel_statistics",
     "cifar10",
     "cifar100",

@@ -58,7 +58,7 @@ def normalize(
     """Turn images uint8 (N, C, H, W) into (images / 255 - mean) / std."""
     _check("normalize", images)
     N, C, H, W = images.shape
-    scale, shift = _scale_and_shift(mean, std, (C, H, W), dtype)
+    scale, shift = scale_and_shift(mean, std, (C, H, W), dtype)
     # NumPy is quick on long rows and slow on many short ones
     rows = images.transpose(0, 2, 3, 1).reshape(N, H * W * C)
     x: NDArray[Any] = rows * scale.ravel()
@@ -66,7 +66,7 @@ def normalize(
     return x.reshape(N, H, W, C).transpose(0, 3, 1, 2)
 
 
-def _scale_and_shift(
+def scale_and_shift(
     mean: ArrayLike, std: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Give a and b, each (H, W, C), of (x / 255 - mean) / std = a * x - b."""
@@ -106,7 +106,7 @@ def normalized_crop_and_flip(
     _check("normalized_crop_and_flip", images)
     _check_crops(len(images), offsets, flips, padding)
     N, C, H, W = images.shape
-    scale, shift = _scale_and_shift(mean, std, (C, H, W), dtype)
+    scale, shift = scale_and_shift(mean, std, (C, H, W), dtype)
     pixels = np.empty((H, W, C), dtype)
     frame = np.zeros((H + 2 * padding, W + 2 * padding, C), dtype)
     middle = frame[padding : padding + H, padding : padding + W]

@@ -150,7 +150,7 @@ def build(config: Config, train_set: data.Dataset) -> Trainer:
     statistics = data.channel_statistics(train_set.images, per_pixel_mean=recipe.per_pixel_mean)
     at: dict[str, Any] = dict(seed=seed, normalize=statistics, dtype=recipe.dtype)
     augment = recipe.build_augment(train_set.images, statistics)
-    loader = data.Loader(train_set, recipe.batch_size, augment=augment, **at)
+    loader = _loader(train_set, recipe.batch_size, augment=augment, **at)
     model = build_model(recipe, train_set, seed=seed)
     steps = recipe.total_steps(len(loader))
     return Trainer(
@@ -160,6 +160,14 @@ def build(config: Config, train_set: data.Dataset) -> Trainer:
         label_smoothing=recipe.label_smoothing, parts=recipe.accumulate, ema=recipe.ema,
         test_flip=recipe.test_flip,
     )  # fmt: skip
+
+
+def _loader(images: data.Dataset, batch_size: int, *, augment: Any, **at: Any) -> data.Loader:
+    """Make batches where they are used, if that can be done, else on the host."""
+    backend = backends.current()
+    if data.ResidentLoader.serves(backend, augment):
+        return data.ResidentLoader(images, batch_size, backend=backend, augment=augment, **at)
+    return data.Loader(images, batch_size, augment=augment, **at)
 
 
 def _keeper(run: RunFolder, config: Config, trainer: Trainer, *, every: int | None) -> Checkpoints:
