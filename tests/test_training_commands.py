@@ -243,7 +243,7 @@ def test_examples_in_the_help_parse():
     ("complete", "typed", "found"),
     [
         (options.complete_model, "resnet5", ["resnet56"]),
-        (options.complete_recipe, "pa", ["paper"]),
+        (options.complete_recipe, "pa", ["paper", "paper-110", "paper-preact"]),
         (options.complete_recipe, "m", ["mine.toml"]),
         (options.complete_backend, "nu", ["numba", "numpy"]),
         (options.complete_data, "cifar", ["cifar10", "cifar100"]),
