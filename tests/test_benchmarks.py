@@ -307,7 +307,8 @@ def test_a_peer_cuts_no_batches(load):
 
 @pytest.mark.usefixtures("_torch")
 @pytest.mark.parametrize("side", ["ours", "torch"])
-def test_speedrun(run, tmp_path, side):
+def test_speedrun(run, load, monkeypatch, tmp_path, side):
+    monkeypatch.setattr(load("speedrun"), "MORE", 6)
     own, results = tmp_path / "own.toml", tmp_path / "found.jsonl"
     own.write_text('model = "resnet9"\nmodel_settings = {width = 2}\nepochs = 1\nbatch_size = 5\n')
     options = ["--recipe", own, "--minutes", 0.005, "--images", 50, "--results", results]

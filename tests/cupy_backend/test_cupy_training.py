@@ -55,7 +55,7 @@ def normalised(x, rng):
 
 
 def test_a_run_keeps_its_images_where_it_trains(emulated):
-    config = train.Config(recipe.load("quick").override({"model": "svm"}))
+    config = train.Config(recipe.load("shapes").override({"model": "svm"}))
     for backend, loader in (emulated, data.ResidentLoader), (tg.backends.get("numpy"), data.Loader):
         with tg.use_backend(backend):
             assert type(run.build(config, data.shapes(20)).loader) is loader
