@@ -65,23 +65,23 @@ class CifarResNet(nn.Module):
 class Bottleneck(nn.Module):
     """Full pre-activation, 1x1, 3x3, 1x1. He et al., arXiv 1603.05027, figure 1b and section 5."""
 
-    def __init__(self, in_channels: int, width: int, stride: int, first: bool) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
-        self.bn1 = None if first else nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, width, 1, stride, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(width)
+        self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn = nn.BatchNorm2d(in_channels)  # the first to act; here for the parameters' order
         same = in_channels == 4 * width and stride == 1
         self.shortcut = None if same else nn.Conv2d(in_channels, 4 * width, 1, stride, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (N, C, H, W) -> (N, 4 * width, H/stride, W/stride)."""
-        h = F.relu(self.bn1(x)) if self.bn1 else x  # the net's first unit: conv1 was activated
+        h = F.relu(self.bn(x))
         kept = self.shortcut(h) if self.shortcut else x
-        h = F.relu(self.bn2(self.conv1(h)))
-        return kept + self.conv3(F.relu(self.bn3(self.conv2(h))))
+        h = F.relu(self.bn1(self.conv1(h)))
+        return kept + self.conv3(F.relu(self.bn2(self.conv2(h))))
 
 
 class PreactResNet(nn.Module):
@@ -89,21 +89,20 @@ class PreactResNet(nn.Module):
 
     def __init__(self, depth: int, classes: int = 10) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         c = 16
         for i, width in enumerate((16, 32, 64)):
             blocks = []
             for j in range((depth - 2) // 9):
-                blocks.append(Bottleneck(c, width, 2 if i and not j else 1, not i and not j))
+                blocks.append(Bottleneck(c, width, 2 if i and not j else 1))
                 c = 4 * width
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
-        self.bn2, self.fc = nn.BatchNorm2d(256), nn.Linear(256, classes)
+        self.bn, self.fc = nn.BatchNorm2d(256), nn.Linear(256, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (N, 3, H, W) -> (N, classes)."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(F.relu(self.bn2(x)).mean((2, 3)))
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        return self.fc(F.relu(self.bn(x)).mean((2, 3)))
 
 
 class ConvNormReLU(nn.Module):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import tinygrad_cnn as tg
-from tinygrad_cnn import backends, cli, data, train
+from tinygrad_cnn import backends, cli, data, models, train
 from tinygrad_cnn.train import run as runs
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -526,6 +526,21 @@ def test_peers_have_the_papers_parameters(load):
     counts = dict(resnet20=269722, resnet110=1727962, preact_resnet164=1703258, resnet9=6573120)
     found = {name: sum(p.numel() for p in build(name).parameters()) for name in counts}
     assert found == counts
+
+
+@pytest.mark.usefixtures("_torch")
+@pytest.mark.parametrize("name", ["resnet20", "plain20", "preact_resnet164", "resnet9"])
+def test_peers_compute_what_our_networks_do(load, name):
+    """With the same parameters in the same order."""
+    import torch
+
+    net = models.build(name, rng=np.random.default_rng(0)).eval().to("numpy")
+    peer = load("torch_models").with_weights(name, [p.numpy() for p in net.parameters()]).eval()
+    x = np.random.default_rng(1).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    with tg.no_grad():
+        ours = net(tg.Tensor(x, backend="numpy")).numpy()
+    theirs = peer(torch.from_numpy(x)).detach().numpy()
+    assert abs(ours - theirs).max() < 1e-4 * abs(theirs).max()
 
 
 def test_convolutions_are_counted(load):
