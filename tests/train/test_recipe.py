@@ -250,6 +250,8 @@ def test_a_recipe_builds_its_model():
         ({"model": "resnet9", "model_settings": {"wdth": 32}},
          "model_settings: resnet9 got an unexpected keyword argument 'wdth'; "
          "there are: width, scale"),
+        ({"model": "resnet9", "model_settings": {"width": "wide"}},
+         "model_settings.width is 'wide'; expected a number like 64"),
         ({"model_settings": 3}, "model_settings is 3; expected a section of settings"),
         ({"schedule": {"name": "multistep", "milestones": 3}},
          "schedule.milestones is 3; expected a list of steps"),

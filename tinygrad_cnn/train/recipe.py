@@ -302,13 +302,17 @@ VALUES: dict[str, tuple[Fits, str]] = {
 
 
 def _check_model_settings(model: str, settings: Settings) -> None:
-    """Refuse what the model doesn't take; what the values may be is its own affair."""
+    """Refuse what the model doesn't take, and words for numbers; the rest it refuses itself."""
+    signature = models.signature(model)
     try:
-        models.signature(model).bind_partial(**settings)
+        given = signature.bind_partial(**settings)
     except TypeError as error:
-        names = models.signature(model).parameters
-        there_are = ", ".join(name for name in names if name not in ("classes", "rng"))
+        there_are = ", ".join(n for n in signature.parameters if n not in ("classes", "rng"))
         raise RecipeError(f"model_settings: {model} {error}; there are: {there_are}") from None
+    for name, value in given.arguments.items():
+        usual = signature.parameters[name].default
+        if number(usual) and not number(value):
+            raise RecipeError(f"model_settings.{name} is {value!r}; expected a number like {usual}")
 
 
 def _check(name: str, value: Any) -> None:
