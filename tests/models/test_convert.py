@@ -114,18 +114,19 @@ WRAPPINGS = {
 }
 
 
-@pytest.mark.parametrize("wrap", WRAPPINGS.values(), ids=WRAPPINGS)
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".th", ".pth.tar"])
-def test_checkpoints_are_unwrapped(peers, tmp_path, wrap, suffix):
-    if suffix == ".th" or wrap is WRAPPINGS["plain"]:  # each once is enough
-        torch, state = peers.torch, state_of("lenet5")
-        content = wrap({n: torch.tensor(a) for n, a in state.items()})
-        path = tmp_path / f"weights{suffix}"
-        torch.save(content, path, _use_new_zipfile_serialization=suffix != ".th")
-        read = models.read_weights(path)
-        assert read.keys() == state.keys()
-        for name, a in state.items():
-            np.testing.assert_array_equal(read[name], a)
+@pytest.mark.parametrize(
+    ("wrapping", "suffix"),
+    [*((name, ".th") for name in WRAPPINGS), *(("plain", s) for s in (".pt", ".pth", ".pth.tar"))],
+)
+def test_checkpoints_are_unwrapped(peers, tmp_path, wrapping, suffix):
+    torch, state = peers.torch, state_of("lenet5")
+    content = WRAPPINGS[wrapping]({n: torch.tensor(a) for n, a in state.items()})
+    path = tmp_path / f"weights{suffix}"
+    torch.save(content, path, _use_new_zipfile_serialization=suffix != ".th")
+    read = models.read_weights(path)
+    assert read.keys() == state.keys()
+    for name, a in state.items():
+        np.testing.assert_array_equal(read[name], a)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
@@ -228,6 +229,13 @@ def test_other_files_are_refused(peers, tmp_path, content):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(WeightsError, match=f"{re.escape(name)} is damaged or {message}"):
             models.read_weights(tmp_path / name)
+
+
+def test_safetensors_of_a_type_that_numpy_lacks_are_refused(peers, tmp_path):
+    weights = {"fc.weight": peers.torch.ones(2, 2, dtype=peers.torch.bfloat16)}
+    pytest.importorskip("safetensors.torch").save_file(weights, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"w.safetensors: .*bfloat16.*; save the weights as flo"):
+        models.read_weights(tmp_path / "w.safetensors")
 
 
 def test_a_cut_checkpoint_is_refused(peers, tmp_path):
