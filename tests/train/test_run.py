@@ -340,6 +340,11 @@ def test_there_must_be_a_run_to_go_on_with(tmp_path):
             {"--epochs 3": {"epochs": 3}},
             "--epochs 3 contradicts .* has 2; leave the option out",
         ),
+        (
+            {},
+            {"--set optimizer={...}": {"optimizer": {"lr": 0.2, "momentum": 0.0}}},
+            r"contradicts .* has \{'name': 'sgd', 'lr': 0.05, ",
+        ),
         ({}, {"--set ema=0": {"ema": 0}}, "--set ema=0 contradicts .* which has 0.99"),
     ],
 )
