@@ -294,7 +294,7 @@ def test_a_converted_network_judges_as_pytorchs(peers, run, tmp_path):
 def test_pictures_are_cut_as_torchvision_does(run):
     """Of 256 pixels the outer 16 on each side are left out: they are white here, the rest black."""
     save_file(state_of("resnet18", 2), "r.safetensors")
-    Path("names.txt").write_text("dark\nbright\n")
+    Path("names.txt").write_text("dark\nbright\n\n")  # a line too many, as files end
     assert run("convert", "r.safetensors", "c.safetensors", "--classes", "names.txt")[0] == 0
     pixels = np.full((256, 256, 3), 255, np.uint8)
     pixels[16:-16, 16:-16] = 0
@@ -350,6 +350,13 @@ MISTAKES = {
     "channels": ([], "got 3 means; lenet5 with these weights has 1"),
     "classes": (["--classes", "three.txt"], "got 3 class names; lenet5 with these weights has 10"),
     "model": (["--model", "lenet"], "no model 'lenet'; did you mean 'lenet5'? There are: "),
+    "scale": (
+        ["--model", "resnet8", "--mean", "124", "116", "104"],
+        "got means (124.0, 116.0, 104.0) and deviations (0.229, 0.224, 0.225); expected those of "
+        "pixels from 0 to 1, no deviation 0. Of 0 to 255? Divide them by 255",
+    ),
+    "deviation": (["--model", "resnet8", "--std", "0.2", "0", "0.2"], "no deviation 0."),
+    "no names": (["--classes", "none.txt"], "Invalid value for '--classes'"),
     "number": (["--mean", "a", "0", "0"], "Invalid value for '--mean'"),  # the rest is typer's
 }
 
@@ -357,7 +364,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("options", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_leave_nothing_behind(run, tmp_path, monkeypatch, options, message):
     monkeypatch.setenv("COLUMNS", "300")
-    save_file(state_of("lenet5"), "w.safetensors")
+    save_file(state_of("resnet8" if "resnet8" in options else "lenet5"), "w.safetensors")
     Path("three.txt").write_text("a\nb\nc\n")
     status, out, err = run("convert", "w.safetensors", "c.safetensors", *options)
     assert status in (1, 2)
