@@ -186,6 +186,8 @@ def main(
     threads: Annotated[int | None, typer.Option(help="Of each side; default: all.")] = None,
     out: Out = None,
 ) -> None:
+    if side not in (*FIRST_SEED, "both"):
+        raise typer.BadParameter(f"--side is {side!r}; expected ours, torch or both")
     chosen = recipes.load(recipe)
     for setting in settings or []:
         chosen = chosen.override(recipes.parse(setting))

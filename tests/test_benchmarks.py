@@ -326,6 +326,12 @@ def test_speedrun(run, load, monkeypatch, tmp_path, side):
     assert (row["side"], row["accuracy"]) == (side, f"{lines[1]['accuracy']:.2%}")
 
 
+def test_accuracy_has_two_sides(run, tmp_path):
+    status, _, err = run("accuracy", "--results", tmp_path / "a.jsonl", "--side", "jax")
+    assert status == 2
+    assert "--side is 'jax'; expected ours, torch or both" in err
+
+
 def test_speedrun_has_two_sides(run, monkeypatch):
     asked = []
 

@@ -20,6 +20,6 @@ def suggestion(name: str, known: Collection[str]) -> str:
     def likeness(candidate: str) -> float:
         return SequenceMatcher(None, candidate, name).ratio()
 
-    nearest = max(known, key=likeness)  # of equals the first
+    nearest = max(known, key=likeness, default="")  # of equals the first
     hint = f"; did you mean {nearest!r}?" if likeness(nearest) >= NEAR else "."
     return f"{hint} There are: {', '.join(known)}"

@@ -114,18 +114,19 @@ WRAPPINGS = {
 }
 
 
-@pytest.mark.parametrize("wrap", WRAPPINGS.values(), ids=WRAPPINGS)
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".th", ".pth.tar"])
-def test_checkpoints_are_unwrapped(peers, tmp_path, wrap, suffix):
-    if suffix == ".th" or wrap is WRAPPINGS["plain"]:  # each once is enough
-        torch, state = peers.torch, state_of("lenet5")
-        content = wrap({n: torch.tensor(a) for n, a in state.items()})
-        path = tmp_path / f"weights{suffix}"
-        torch.save(content, path, _use_new_zipfile_serialization=suffix != ".th")
-        read = models.read_weights(path)
-        assert read.keys() == state.keys()
-        for name, a in state.items():
-            np.testing.assert_array_equal(read[name], a)
+@pytest.mark.parametrize(
+    ("wrapping", "suffix"),
+    [*((name, ".th") for name in WRAPPINGS), *(("plain", s) for s in (".pt", ".pth", ".pth.tar"))],
+)
+def test_checkpoints_are_unwrapped(peers, tmp_path, wrapping, suffix):
+    torch, state = peers.torch, state_of("lenet5")
+    content = WRAPPINGS[wrapping]({n: torch.tensor(a) for n, a in state.items()})
+    path = tmp_path / f"weights{suffix}"
+    torch.save(content, path, _use_new_zipfile_serialization=suffix != ".th")
+    read = models.read_weights(path)
+    assert read.keys() == state.keys()
+    for name, a in state.items():
+        np.testing.assert_array_equal(read[name], a)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
@@ -230,6 +231,13 @@ def test_other_files_are_refused(peers, tmp_path, content):
             models.read_weights(tmp_path / name)
 
 
+def test_safetensors_of_a_type_that_numpy_lacks_are_refused(peers, tmp_path):
+    weights = {"fc.weight": peers.torch.ones(2, 2, dtype=peers.torch.bfloat16)}
+    pytest.importorskip("safetensors.torch").save_file(weights, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"w.safetensors: .*bfloat16.*; save the weights as flo"):
+        models.read_weights(tmp_path / "w.safetensors")
+
+
 def test_a_cut_checkpoint_is_refused(peers, tmp_path):
     peers.torch.save({"a": peers.torch.ones(99)}, tmp_path / "w.pth")
     whole = (tmp_path / "w.pth").read_bytes()
@@ -286,7 +294,7 @@ def test_a_converted_network_judges_as_pytorchs(peers, run, tmp_path):
 def test_pictures_are_cut_as_torchvision_does(run):
     """Of 256 pixels the outer 16 on each side are left out: they are white here, the rest black."""
     save_file(state_of("resnet18", 2), "r.safetensors")
-    Path("names.txt").write_text("dark\nbright\n")
+    Path("names.txt").write_text("dark\nbright\n\n")  # a line too many, as files end
     assert run("convert", "r.safetensors", "c.safetensors", "--classes", "names.txt")[0] == 0
     pixels = np.full((256, 256, 3), 255, np.uint8)
     pixels[16:-16, 16:-16] = 0
@@ -342,6 +350,13 @@ MISTAKES = {
     "channels": ([], "got 3 means; lenet5 with these weights has 1"),
     "classes": (["--classes", "three.txt"], "got 3 class names; lenet5 with these weights has 10"),
     "model": (["--model", "lenet"], "no model 'lenet'; did you mean 'lenet5'? There are: "),
+    "scale": (
+        ["--model", "resnet8", "--mean", "124", "116", "104"],
+        "got means (124.0, 116.0, 104.0) and deviations (0.229, 0.224, 0.225); expected those of "
+        "pixels from 0 to 1, no deviation 0. Of 0 to 255? Divide them by 255",
+    ),
+    "deviation": (["--model", "resnet8", "--std", "0.2", "0", "0.2"], "no deviation 0."),
+    "no names": (["--classes", "none.txt"], "Invalid value for '--classes'"),
     "number": (["--mean", "a", "0", "0"], "Invalid value for '--mean'"),  # the rest is typer's
 }
 
@@ -349,7 +364,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("options", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_leave_nothing_behind(run, tmp_path, monkeypatch, options, message):
     monkeypatch.setenv("COLUMNS", "300")
-    save_file(state_of("lenet5"), "w.safetensors")
+    save_file(state_of("resnet8" if "resnet8" in options else "lenet5"), "w.safetensors")
     Path("three.txt").write_text("a\nb\nc\n")
     status, out, err = run("convert", "w.safetensors", "c.safetensors", *options)
     assert status in (1, 2)

@@ -521,6 +521,12 @@ def test_segments_are_as_long_as_the_square_root():
         assert nn.checkpoint_activations(chain).segment == segment
 
 
+def test_a_segment_below_0_is_refused():
+    """A range with that step would be empty, and the modules left out."""
+    with pytest.raises(ValueError, match=r"segment is -1; expected 0 or more"):
+        nn.checkpoint_activations(nn.Sequential(nn.ReLU()), segment=-1)
+
+
 def test_a_model_without_a_chain_is_refused():
     message = (
         r"^checkpoint_activations: MLP has no Sequential, whose modules could be run again; "

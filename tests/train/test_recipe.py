@@ -248,8 +248,11 @@ def test_a_recipe_builds_its_model():
          "no setting augment.color_jitter; did you mean 'colour_jitter'?"),
         ({"test_flip": 1}, "test_flip is 1; expected true or false"),
         ({"model": "resnet9", "model_settings": {"wdth": 32}},
-         "model_settings: resnet9 got an unexpected keyword argument 'wdth'; "
-         "there are: width, scale"),
+         "no setting model_settings.wdth of resnet9; did you mean 'width'? There are: width, sc"),
+        ({"model": "resnet9", "model_settings": {"classes": 5}},  # the data's affair
+         "no setting model_settings.classes of resnet9. There are: width, scale"),
+        ({"model": "convnet", "model_settings": {"widths": 8}},
+         "model_settings.widths is 8; expected a list like [16, 32, 64]"),
         ({"model": "resnet9", "model_settings": {"width": "wide"}},
          "model_settings.width is 'wide'; expected a number like 64"),
         ({"model_settings": 3}, "model_settings is 3; expected a section of settings"),

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from killable import RECIPE
+from PIL import Image
 from small_run import Small
 
 import tinygrad_cnn as tg
@@ -23,6 +24,7 @@ from tinygrad_cnn import data, models, nn, report, train
 from tinygrad_cnn.train import checkpoint, run
 from tinygrad_cnn.train.config import check_resumable
 from tinygrad_cnn.train.recipe import Recipe, RecipeError
+from tinygrad_cnn.train.run import open_data  # before tests replace it
 
 HERE = Path(__file__).parent
 posix = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
@@ -134,6 +136,25 @@ def test_settings_that_a_model_refuses_are_told_before_anything_is_written(tmp_p
     with pytest.raises(ValueError, match="resnet: shortcut is 'D'; expected 'A', 'B', 'C' or None"):
         run.start(tmp_path / "run", refused)
     assert not (tmp_path / "run").exists()
+
+
+def test_pictures_are_read_in_the_size_that_is_set(tmp_path):
+    for name in "01", "02", "11", "12":
+        (tmp_path / name[0]).mkdir(exist_ok=True)
+        Image.new("RGB", (50, 60)).save(tmp_path / name[0] / f"{name}.png")
+    sized = config(model="resnet18", model_settings={"size": 40})
+    train_set, _ = open_data(replace(sized, data=f"folder:{tmp_path}"))
+    assert train_set.images.shape == (2, 3, 40, 40)
+
+
+def test_images_of_another_size_are_refused(tmp_path):
+    refusals = {
+        "lenet5": r"takes images \(1, 32, 32\), but those of shapes.* are \(3, .*another model$",
+        "resnet18": r"\(3, 224, 224\), .*; take another model, or --set model_settings.size=32$",
+    }
+    for model, message in refusals.items():
+        with pytest.raises(ValueError, match=message):
+            run.start(tmp_path / "run", config(model=model))
 
 
 def test_what_is_evaluated_is_the_average(tmp_path):
@@ -318,6 +339,11 @@ def test_there_must_be_a_run_to_go_on_with(tmp_path):
             {},
             {"--epochs 3": {"epochs": 3}},
             "--epochs 3 contradicts .* has 2; leave the option out",
+        ),
+        (
+            {},
+            {"--set optimizer={...}": {"optimizer": {"lr": 0.2, "momentum": 0.0}}},
+            r"contradicts .* has \{'name': 'sgd', 'lr': 0.05, ",
         ),
         ({}, {"--set ema=0": {"ema": 0}}, "--set ema=0 contradicts .* which has 0.99"),
     ],

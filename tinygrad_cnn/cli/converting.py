@@ -31,7 +31,11 @@ ModelOption = Annotated[
 ]
 ClassesOption = Annotated[
     Path | None,
-    typer.Option(help="Text with a class's name on each line; default: CIFAR's, or numbers."),
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="Text with a class's name on each line; default: CIFAR's, or numbers.",
+    ),
 ]
 MeanOption = Annotated[
     Colours, typer.Option(help="Mean of red, green, blue in training, 0 to 1; default: ImageNet's.")
@@ -50,7 +54,7 @@ def convert(
     """
     from ..train import convert
 
-    labels = classes and classes.read_text(encoding="utf-8").splitlines()
+    labels = classes and classes.read_text(encoding="utf-8").rstrip().splitlines()
     choices: dict[str, Any] = dict(model=model, classes=labels, mean=mean, std=std)
     name = convert(source, dest, **{k: v for k, v in choices.items() if v is not None})
     print(f"{dest} holds the weights of {name}")

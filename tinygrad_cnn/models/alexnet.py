@@ -1,6 +1,6 @@
 """AlexNet, and the small network on which its paper tries ideas. Krizhevsky et al., NIPS 2012.
 
->>> AlexNet(classes=1000).num_parameters()  # section 1: "60 million"
+>>> AlexNet(classes=1000).num_parameters()  # abstract and section 4: "60 million"
 60965224
 >>> [AlexNetCifar(lrn=lrn).num_parameters() for lrn in (True, False)]  # normalisation has none
 [85098, 85098]

@@ -93,7 +93,9 @@ def _read_safetensors(path: Path) -> State:
 
     try:
         return dict(load_file(path))
-    except Exception as error:  # the library's own, and NumPy's for types it doesn't know
+    except TypeError as error:  # NumPy's, of bfloat16
+        raise WeightsError(f"{path}: {error}; save the weights as float32") from None
+    except Exception as error:  # the library's own
         raise WeightsError(f"{path} is damaged or no safetensors file: {error}") from None
 
 

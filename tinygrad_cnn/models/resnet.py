@@ -2,6 +2,9 @@
 
 >>> [build_resnet(depth=d).num_parameters() for d in (20, 32, 44, 56, 110)]
 [269722, 464154, 658586, 853018, 1727962]
+>>> with nn.init.skipped():  # numbers nobody looks at
+...     build_resnet(depth=1202).num_parameters()
+19421274
 >>> build_resnet(depth=20, shortcut=None).num_parameters()  # plain: option A's shortcuts have none
 269722
 >>> [build_resnet(depth=20, shortcut=option).num_parameters() for option in "BC"]

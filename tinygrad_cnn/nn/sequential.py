@@ -45,6 +45,8 @@ def checkpoint_activations(model: Module, *, segment: int | None = None) -> Modu
     run again at a time, None the square root of the chain's length, which needs about the least
     memory if they are alike; 0 keeps all again. Gradients are the same: see `checkpoint`.
     """
+    if segment is not None and segment < 0:
+        raise ValueError(f"checkpoint_activations: segment is {segment}; expected 0 or more")
     chains = list(_chains(model))
     if not chains:
         raise ValueError(

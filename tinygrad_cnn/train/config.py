@@ -97,7 +97,7 @@ def _contradiction(option: str, folder: Path, was: Any) -> RecipeError:
 def _before(recipe: Recipe, change: Mapping[str, Any]) -> Any:
     """Look up what a recipe has where a change would change it."""
     was: Any = recipe.to_dict()
-    while isinstance(change, dict) and isinstance(was, dict):
+    while isinstance(change, dict) and len(change) == 1 and isinstance(was, dict):
         ((key, change),) = change.items()
         was = was.get(key)
     return was

@@ -44,11 +44,11 @@ def convert(
     guess = f"cifar{outputs}" if net.image_shape == (3, 32, 32) else ""
     data = guess if guess in ARCHIVES else "unknown"
     labels = classes or (ARCHIVES[data].classes if data in ARCHIVES else range(outputs))
-    for what, values, n in (
-        ("class names", labels, outputs), ("means", mean, channels), ("deviations", std, channels),
-    ):  # fmt: skip
-        if len(values) != n:
-            raise WeightsError(f"got {len(values)} {what}; {name} with these weights has {n}")
+    _check_lengths(
+        name, ("class names", labels, outputs), ("means", mean, channels),
+        ("deviations", std, channels),
+    )  # fmt: skip
+    _check_statistics(mean, std)
     arrays = {f"model.{n}": a for n, a in net.state_dict().items()}
     for what, values in {"mean": mean, "std": std}.items():
         arrays[f"normalization.{what}"] = numpy.reshape(values, (-1, 1, 1)).astype(numpy.float64)
@@ -57,6 +57,20 @@ def convert(
     facts = {"config": config.to_dict(), "classes": list(map(str, labels)), "border": border}
     checkpoint.save(dest, arrays, facts)
     return name
+
+
+def _check_lengths(name: str, *given: tuple[str, Sequence[Any], int]) -> None:
+    for what, values, n in given:
+        if len(values) != n:
+            raise WeightsError(f"got {len(values)} {what}; {name} with these weights has {n}")
+
+
+def _check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
+    if not (all(0 <= m <= 1 for m in mean) and all(0 < s <= 1 for s in std)):
+        raise WeightsError(
+            f"got means {tuple(mean)} and deviations {tuple(std)}; expected those of pixels from "
+            "0 to 1, no deviation 0. Of 0 to 255? Divide them by 255"
+        )
 
 
 def _filled(name: str, state: Mapping[str, Any], source: Path) -> models.Classifier:

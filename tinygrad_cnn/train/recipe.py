@@ -303,16 +303,17 @@ VALUES: dict[str, tuple[Fits, str]] = {
 
 def _check_model_settings(model: str, settings: Settings) -> None:
     """Refuse what the model doesn't take, and words for numbers; the rest it refuses itself."""
-    signature = models.signature(model)
-    try:
-        given = signature.bind_partial(**settings)
-    except TypeError as error:
-        there_are = ", ".join(n for n in signature.parameters if n not in ("classes", "rng"))
-        raise RecipeError(f"model_settings: {model} {error}; there are: {there_are}") from None
-    for name, value in given.arguments.items():
-        usual = signature.parameters[name].default
+    known = models.signature(model).parameters
+    own = [name for name in known if name not in ("classes", "rng")]  # these the run gives
+    for name, value in settings.items():
+        if name not in own:
+            raise RecipeError(f"no setting model_settings.{name} of {model}{suggestion(name, own)}")
+        usual = known[name].default
         if number(usual) and not number(value):
             raise RecipeError(f"model_settings.{name} is {value!r}; expected a number like {usual}")
+        if isinstance(usual, tuple) and not isinstance(value, list | tuple):
+            like = [*usual]
+            raise RecipeError(f"model_settings.{name} is {value!r}; expected a list like {like}")
 
 
 def _check(name: str, value: Any) -> None:

@@ -96,7 +96,8 @@ def open_data(config: Config, *, border: float = 0.0) -> tuple[data.Dataset, dat
     how: dict[str, Any] = {}
     if config.data.startswith("folder:"):
         with nn.init.skipped():
-            size = models.build(config.recipe.model).image_shape[1]
+            read = config.recipe
+            size = models.build(read.model, **read.model_settings).image_shape[1]
         how = dict(size=size, border=border)
     return data.open_data(config.data, config.data_dir, images=config.images, **how)
 
@@ -195,13 +196,21 @@ def build_model(recipe: Recipe, dataset: data.Dataset, *, seed: int) -> models.C
     """Make the recipe's model with fresh weights, for a data set's classes."""
     rng = numpy.random.default_rng(seed)
     model = recipe.build_model(len(dataset.classes), rng)
-    if model.image_shape != dataset.images.shape[1:]:
-        raise ValueError(
-            f"{recipe.model} takes images {model.image_shape}, but those of {dataset.name} are "
-            f"{dataset.images.shape[1:]}; take another model"
-        )
+    _check_shape(recipe.model, model.image_shape, dataset)
     model.astype(recipe.dtype)
     return model
+
+
+def _check_shape(model: str, shape: tuple[int, ...], dataset: data.Dataset) -> None:
+    got = dataset.images.shape[1:]
+    if shape == got:
+        return
+    sized = "size" in models.signature(model).parameters
+    resized = f", or --set model_settings.size={got[-1]}" if sized else ""
+    raise ValueError(
+        f"{model} takes images {shape}, but those of {dataset.name} are {got}; "
+        f"take another model{resized}"
+    )
 
 
 def go_on(run: RunFolder, config: Config, trainer: Trainer) -> None:
