@@ -5,7 +5,8 @@
 
 Each side measures how long its steps take, and follows the recipe, its schedule stretched or
 shrunk, for as many as fit into its time: --minutes here, --stretch times as many in PyTorch. Time
-is that of the training steps. Each side has a process of its own, so that it may also be run by
+is that of the training steps. A recipe whose schedule counts steps, as `paper` does, doesn't shrink
+and is refused. Each side has a process of its own, so that it may also be run by
 itself, at another hour; every run leaves a line in --results.
 """
 
@@ -44,11 +45,22 @@ def steps_in(seconds: float, side: str, recipe: train.Recipe, images: Images) ->
     return max(1, round(seconds * (MORE - FEW) / max(more - few, 1e-6)))
 
 
+def check_stretches(name: str, recipe: train.Recipe) -> None:
+    """Refuse a schedule that counts steps."""
+    counted = [n for n in recipe.schedule.get("milestones", []) if n >= 1]
+    if counted:
+        raise ValueError(
+            f"recipe {name}: its milestones {counted} are steps, which stay where they are in a "
+            "run of any length; give them as parts of the run, such as 0.5"
+        )
+
+
 def measure(
     side: str, name: str, *, minutes: float, data_dir: Path | None, images: int, seed: int
 ) -> dict[str, Any]:
     """Train one side for its minutes."""
     recipe, sets = recipes.load(name), data.load(data_dir, images=images)
+    check_stretches(name, recipe)
     steps = steps_in(60 * minutes, side, recipe, sets)
     accuracy, seconds = SIDES[side](recipe.override({"steps": steps}), sets, seed)
     return {

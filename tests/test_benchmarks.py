@@ -16,6 +16,7 @@ import pytest
 
 import tinygrad_cnn as tg
 from tinygrad_cnn import backends, cli, data, models, train
+from tinygrad_cnn.train import recipe
 from tinygrad_cnn.train import run as runs
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -547,6 +548,13 @@ def test_peers_compute_what_our_networks_do(load, name):
         ours = net(tg.Tensor(x, backend="numpy")).numpy()
     theirs = peer(torch.from_numpy(x)).detach().numpy()
     assert abs(ours - theirs).max() < 1e-4 * abs(theirs).max()
+
+
+def test_a_race_wants_a_schedule_that_stretches(load):
+    speedrun = load("speedrun")
+    speedrun.check_stretches("quick", recipe.load("quick"))
+    with pytest.raises(ValueError, match=r"milestones \[32000, 48000\] are steps"):
+        speedrun.check_stretches("paper", recipe.load("paper"))
 
 
 def test_convolutions_are_counted(load):
