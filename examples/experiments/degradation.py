@@ -1,7 +1,7 @@
 """Deeper plain networks get worse, deeper residual ones don't. He et al., arXiv 1512.03385, 4.2.
 
     python examples/experiments/degradation.py --depths 20,56        # a glance, on shapes
-    python examples/experiments/degradation.py --data cifar10 --epochs 3 --depths 20,56
+    python examples/experiments/degradation.py --data cifar10 --epochs 2 --depths 20,56
     python examples/experiments/degradation.py --data cifar10 --seeds 5  # the paper's 64,000 steps
 
 Look at the training error first: a deep plain network is no victim of overfitting, it is harder to

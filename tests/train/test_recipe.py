@@ -249,6 +249,8 @@ def test_a_recipe_builds_its_model():
         ({"test_flip": 1}, "test_flip is 1; expected true or false"),
         ({"model": "resnet9", "model_settings": {"wdth": 32}},
          "no setting model_settings.wdth of resnet9; did you mean 'width'? There are: width, sc"),
+        ({"model": "resnet20", "model_settings": {"depth": 110}},  # the name says it
+         "no setting model_settings.depth of resnet20. There are: shortcut"),
         ({"model": "resnet9", "model_settings": {"classes": 5}},  # the data's affair
          "no setting model_settings.classes of resnet9. There are: width, scale"),
         ({"model": "convnet", "model_settings": {"widths": 8}},

@@ -49,7 +49,8 @@ def convert(
 ) -> None:  # fmt: skip
     """Turn weights from PyTorch into a file that evaluate and predict take.
 
-    Names are torchvision's, those of akamaster's CIFAR networks, or those of ours. Nothing that a
+    Names are torchvision's, those of akamaster's CIFAR networks, or our own, of networks in
+    their usual settings; what a run left needs no converting. Nothing that a
     checkpoint's pickle names is run.
     """
     from ..train import convert

@@ -40,8 +40,13 @@ def names() -> list[str]:
 
 
 def signature(name: str) -> inspect.Signature:
-    """Give the parameters that `build` takes for a model."""
-    return inspect.signature(_builders[name])
+    """Give the parameters that `build` takes for a model, those left out that its name has set.
+
+    >>> list(signature("preact_resnet110").parameters)[:3]  # no depth
+    ['classes', 'bottleneck', 'unit']
+    """
+    made, named = inspect.signature(_builders[name]), getattr(_builders[name], "keywords", {})
+    return made.replace(parameters=[p for p in made.parameters.values() if p.name not in named])
 
 
 def build(name: str, classes: int = 10, **settings: Any) -> Classifier:

@@ -11,7 +11,7 @@ from .module import Module, ModuleList
 
 
 class Sequential(ModuleList):
-    """Modules that are run one after another, so many in a checkpointed `segment`; 0: in none."""
+    """Modules that run one after another, `segment` at a time checkpointed; 0: none is."""
 
     segment = 0
 
