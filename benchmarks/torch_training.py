@@ -30,18 +30,9 @@ OPTIMIZERS: dict[str, Any] = {  # their settings have the names of ours
 
 
 def train(
-    recipe: Recipe,
-    train_set: data.Dataset,
-    test_set: data.Dataset,
-    seed: int,
-    *,
-    steps: int | None = None,
+    recipe: Recipe, train_set: data.Dataset, test_set: data.Dataset, seed: int
 ) -> tuple[float, float]:
-    """Follow a recipe in PyTorch; give the accuracy on the test set and the seconds of training.
-
-    With `steps`, the run is so long, and what the recipe gives as parts of the run goes along.
-    """
-    recipe = recipe.override({"steps": steps}) if steps else recipe
+    """Follow a recipe in PyTorch; give the accuracy on the test set and the seconds of training."""
     with tg.use_backend("numpy"):  # ours for its weights; it computes nothing
         ours = run.build(Config(recipe, seed=seed, backend="numpy"), train_set)
     model = peer(recipe, ours)

@@ -9,12 +9,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cupy_backend.emulation import COMPILER, EmulatedBackend
 from hypothesis import settings
 
 import tinygrad_cnn as tg
+from tinygrad_cnn import cli
 from tinygrad_cnn.backends import Backend
 
 # chosen by HYPOTHESIS_PROFILE; ci draws the same examples every time
@@ -28,6 +30,19 @@ settings.load_profile(
 BACKENDS = [name for name, why_not in tg.available_backends().items() if why_not is None]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "cifar10"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a command; give exit status, stdout and stderr."""
+
+    def run(*args: object) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tinygrad-cnn", *map(str, args)])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        return exit.value.code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import tinygrad_cnn as tg
-from tinygrad_cnn import cli, models, selftest
+from tinygrad_cnn import models, selftest
 from tinygrad_cnn.autograd import OPS, op
 from tinygrad_cnn.nn import Conv2d
 
@@ -19,19 +19,6 @@ from tinygrad_cnn.nn import Conv2d
 def _on_numpy():
     with tg.use_backend("numpy"):
         yield
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command here; give exit status, stdout and stderr."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["tinygrad-cnn", *args])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        return exit.value.code, *capsys.readouterr()
-
-    return run
 
 
 def start(*args, **environment):

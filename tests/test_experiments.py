@@ -312,6 +312,6 @@ def test_the_program_runs(tmp_path):
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert "batch_norm: with batch norm, lr 0.1, seed 0" in done.stdout
-    assert "convnet (34,058 parameters) on 50 images of shapes: 1 steps of 128" in done.stdout
+    assert "on 50 images of shapes: 1 steps of 128, on numpy" in done.stdout
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "epochs to 50 % training error |\n" in (tmp_path / "table.md").read_text()

@@ -26,19 +26,6 @@ def _on_numpy(monkeypatch):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command here; give exit status, stdout and stderr."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["tinygrad-cnn", *map(str, args)])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        return exit.value.code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def show(run):
     """Run a command that succeeds; give its lines."""
 

@@ -8,28 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache, wraps
-from importlib import import_module
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any
 
 import numpy
 
+from .. import paths
 from ..base import Array, Backend, nchw, nhwc
-from ..geometry import Pair, Shape, output_size
+from ..geometry import Shape, output_size
+from ..paths import Path, Shapes, always, positions_fit_a_byte
 from .launch import MOST_BLOCKS, Launcher
 
-Shapes = tuple[Shape, ...]
-FLOATS = frozenset(map(numpy.dtype, ("float32", "float64")))
 MOST_VALUES = 2**31 - 2**16  # kernels count in 32 bits, up to a tile beyond the end
-
-
-class Path(NamedTuple):
-    """A way to compute a kernel: its name, the module that has it, and when it can be used."""
-
-    name: str
-    module: str
-    serves: Callable[..., bool]
-    dtypes: frozenset[Any] = FLOATS
 
 
 def _same_shape(shapes: Shapes, *, out: Any = None, **settings: Any) -> bool:
@@ -46,16 +36,8 @@ def _one_a_channel(shapes: Shapes, *, out: Any = None, **settings: Any) -> bool:
     return values in fit and (out is None or _dense(out))
 
 
-def _always(shapes: Shapes, **settings: Any) -> bool:
-    return True
-
-
 def _channels_fit(shapes: Shapes, **settings: Any) -> bool:
     return shapes[0][1] <= 2**14  # four of a thread's steps are within what is left of 32 bits
-
-
-def _positions_fit_a_byte(shapes: Shapes, *, kernel_size: Pair, **settings: Any) -> bool:
-    return math.prod(kernel_size) < 256
 
 
 def _window_fits_a_block(shapes: Shapes, *, size: int, **settings: Any) -> bool:
@@ -86,20 +68,20 @@ PATHS: dict[str, tuple[Path, ...]] = {
         Path("pointwise", "pointwise", _same_shape),
         Path("pointwise", "pointwise", _one_a_channel),
     ),
-    "relu": (Path("pointwise", "pointwise", _always),),
+    "relu": (Path("pointwise", "pointwise", always),),
     "relu_grad": (Path("pointwise", "pointwise", _same_shape),),
     "sgd_update": (Path("pointwise", "pointwise", _same_shape),),
-    "max_pool2d": (Path("gather", "pool", _positions_fit_a_byte),),
-    "max_pool2d_grad": (Path("gather", "pool", _positions_fit_a_byte),),
-    "max_pool2d_gather": (Path("gather", "pool", _positions_fit_a_byte),),
-    "avg_pool2d": (Path("gather", "pool", _always),),
-    "avg_pool2d_grad": (Path("gather", "pool", _always),),
+    "max_pool2d": (Path("gather", "pool", positions_fit_a_byte),),
+    "max_pool2d_grad": (Path("gather", "pool", positions_fit_a_byte),),
+    "max_pool2d_gather": (Path("gather", "pool", positions_fit_a_byte),),
+    "avg_pool2d": (Path("gather", "pool", always),),
+    "avg_pool2d_grad": (Path("gather", "pool", always),),
     "batch_norm": (Path("two_pass", "norm", _channels_fit),),
     "batch_norm_grad": (Path("two_pass", "norm", _channels_fit),),
     "local_response_norm": (Path("tiled", "response_norm", _window_fits_a_block),),
     "local_response_norm_grad": (Path("tiled", "response_norm", _window_fits_a_block),),
-    "softmax_cross_entropy": (Path("warp_a_row", "loss", _always),),
-    "crop_and_flip": (Path("gather", "augment", _always),),
+    "softmax_cross_entropy": (Path("warp_a_row", "loss", always),),
+    "crop_and_flip": (Path("gather", "augment", always),),
 }
 
 
@@ -156,9 +138,7 @@ class CupyBackend(Backend):
 def _best(kernel: str, shapes: Shapes, dtype: Any, settings: dict[str, Any]) -> Path | None:
     every = (*shapes, settings.get("x_shape", ()))
     if all(0 < math.prod(shape) <= MOST_VALUES for shape in every):
-        for path in PATHS.get(kernel, ()):
-            if dtype in path.dtypes and path.serves(shapes, **settings):
-                return path
+        return paths.best(PATHS.get(kernel, ()), shapes, dtype, settings)
     return None
 
 
@@ -173,15 +153,9 @@ def _method(kernel: str) -> Callable[..., Any]:
         path = _best(kernel, shapes, arrays[0].dtype, settings) if len(floats) == 1 else None
         if path is None:
             return reference(self, *arrays, **settings)
-        return _function(path.module, kernel)(self, *arrays, **settings)
+        return paths.function(__name__, path.module, kernel)(self, *arrays, **settings)
 
     return run
-
-
-@cache
-def _function(module: str, kernel: str) -> Callable[..., Any]:
-    """Import a kernel's function where it is first used."""
-    return getattr(import_module(f".{module}", __name__), kernel)
 
 
 for _kernel in PATHS:

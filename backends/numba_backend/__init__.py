@@ -8,36 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import cache, wraps
+from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 
+from .. import paths
 from ..base import BackendUnavailable
-from ..geometry import Pair, Shape
+from ..geometry import Shape
 from ..numpy_backend import NumpyBackend
+from ..paths import Path, Shapes, always, positions_fit_a_byte
 from .allocator import keep_freed_memory
 from .product import number_of_bands
 
-Shapes = tuple[Shape, ...]
-FLOATS = frozenset(map(numpy.dtype, ("float32", "float64")))
 SINGLE = frozenset([numpy.dtype("float32")])
-
-
-class Path(NamedTuple):
-    """A way to compute a kernel: its name, the module that has it, and when it can be used."""
-
-    name: str
-    module: str
-    serves: Callable[..., bool]
-    dtypes: frozenset[Any] = FLOATS
-
-
-def _always(shapes: Shapes, **settings: Any) -> bool:
-    return True
 
 
 def _same_images(shapes: Shapes, **settings: Any) -> bool:
@@ -53,16 +40,12 @@ def _large(shapes: Shapes, **settings: Any) -> bool:
     return math.prod(shapes[0]) >= 8192  # below, NumPy is done before a kernel is called
 
 
-def _positions_fit_a_byte(shapes: Shapes, *, kernel_size: Pair, **settings: Any) -> bool:
-    return kernel_size[0] * kernel_size[1] < 256
-
-
 def _whole_vectors(shapes: Shapes, **settings: Any) -> bool:
     return shapes[0][1] % 16 == 0  # a multiple of any CPU's LANES
 
 
 def _whole_vectors_and_bytes(shapes: Shapes, **settings: Any) -> bool:
-    return _whole_vectors(shapes) and _positions_fit_a_byte(shapes, **settings)
+    return _whole_vectors(shapes) and positions_fit_a_byte(shapes, **settings)
 
 
 def _filters(shapes: Shapes, settings: dict[str, Any]) -> Shape:
@@ -121,22 +104,22 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "relu_grad": (Path("compiled", "pointwise", _same_images),),
     "max_pool2d": (
         Path("simd", "pool_simd", _whole_vectors_and_bytes, SINGLE),
-        Path("compiled", "pool", _positions_fit_a_byte),
+        Path("compiled", "pool", positions_fit_a_byte),
     ),
     "max_pool2d_grad": (
         Path("simd", "pool_simd", _whole_vectors_and_bytes, SINGLE),
-        Path("compiled", "pool", _positions_fit_a_byte),
+        Path("compiled", "pool", positions_fit_a_byte),
     ),
     "avg_pool2d": (
         Path("simd", "pool_simd", _whole_vectors, SINGLE),
-        Path("compiled", "pool", _always),
+        Path("compiled", "pool", always),
     ),
     "avg_pool2d_grad": (
         Path("simd", "pool_simd", _whole_vectors, SINGLE),
-        Path("compiled", "pool", _always),
+        Path("compiled", "pool", always),
     ),
-    "batch_norm": (Path("compiled", "norm", _always),),
-    "batch_norm_grad": (Path("compiled", "norm", _always),),
+    "batch_norm": (Path("compiled", "norm", always),),
+    "batch_norm_grad": (Path("compiled", "norm", always),),
     "sgd_update": (Path("compiled", "update", _large),),
 }
 
@@ -154,9 +137,7 @@ class NumbaBackend(NumpyBackend):
 
 def _best(kernel: str, shapes: Shapes, dtype: Any, settings: dict[str, Any]) -> Path | None:
     if not any(0 in shape for shape in shapes):
-        for path in PATHS.get(kernel, ()):
-            if dtype in path.dtypes and path.serves(shapes, **settings):
-                return path
+        return paths.best(PATHS.get(kernel, ()), shapes, dtype, settings)
     return None
 
 
@@ -170,15 +151,9 @@ def _method(kernel: str) -> Callable[..., Any]:
         path = _best(kernel, shapes, arrays[0].dtype, settings)
         if path is None:
             return reference(self, *arrays, **settings)
-        return _function(path.module, kernel)(*arrays, **settings)
+        return paths.function(__name__, path.module, kernel)(*arrays, **settings)
 
     return run
-
-
-@cache
-def _function(module: str, kernel: str) -> Callable[..., Any]:
-    """Import a kernel's function where it is first used, for Numba's import takes half a second."""
-    return getattr(import_module(f".{module}", __name__), kernel)
 
 
 for _kernel in PATHS:
@@ -189,7 +164,7 @@ def warm_up() -> Iterator[tuple[str, str, float]]:
     """Compile every kernel for every dtype; yield its name, the dtype and the seconds it took."""
     from .compiler import versions
 
-    for module in sorted({path.module for paths in PATHS.values() for path in paths}):
+    for module in sorted({path.module for several in PATHS.values() for path in several}):
         import_module(f".{module}", __name__)
     for kernel, dtype in versions():
         start = perf_counter()

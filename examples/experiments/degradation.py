@@ -12,10 +12,10 @@ re-implementation.
 
 from collections.abc import Iterator
 
+from depth import PAPER as RESIDUAL
 from experiment import Experiment, Variant, perform
 
 PLAIN = {20: 10.08, 32: 11.15, 44: 14.12, 56: 15.39}
-RESIDUAL = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43}
 
 
 def twins(depth: int) -> Iterator[Variant]:

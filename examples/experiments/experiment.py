@@ -247,7 +247,9 @@ def perform(experiment: Experiment) -> None:
         depths: Annotated[str, typer.Option(help="Such as 20,56, not the experiment's.")] = "",
         only: Annotated[list[str] | None, typer.Option(help="Only this variant; repeat.")] = None,
         out: Annotated[Path | None, typer.Option(help="Default: runs/<experiment>.")] = None,
-        backend: Annotated[str, typer.Option(help="numpy, numba, cupy or auto.")] = "auto",
+        backend: Annotated[
+            str | None, typer.Option(help="Default: TINYGRAD_CNN_BACKEND, or the fastest.")
+        ] = None,
         threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
     ) -> None:
         data = data or ("cifar10" if data_dir else "shapes")

@@ -6,27 +6,21 @@ import hashlib
 import re
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 from test_cifar import BATCHES, FOLDER, make_batch, official
 
-from tinygrad_cnn import cli, data
+from tinygrad_cnn import data
 from tinygrad_cnn.data import archives
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command here; give exit status, stdout and stderr."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["tinygrad-cnn", "data", *map(str, args)])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        return exit.value.code, *capsys.readouterr()
-
-    return run
+def run(run):
+    """Run the command `data`."""
+    return partial(run, "data")
 
 
 @pytest.fixture

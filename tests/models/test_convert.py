@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import tinygrad_cnn as tg
-from tinygrad_cnn import cli, data, models, nn, train
+from tinygrad_cnn import data, models, nn, train
 from tinygrad_cnn.train.convert import IMAGENET_MEAN, IMAGENET_STD
 
 WeightsError = models.WeightsError
@@ -258,16 +258,9 @@ def test_without_pytorch_its_files_are_refused(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command in an empty folder; give exit status, stdout and stderr."""
+def run(run, monkeypatch, tmp_path):
+    """Run a command in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["tinygrad-cnn", *map(str, args)])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        return exit.value.code, *capsys.readouterr()
-
     return run
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import tinygrad_cnn as tg
 from tinygrad_cnn import models, train
-from tinygrad_cnn.backends import get
+from tinygrad_cnn.backends import get, paths
 from tinygrad_cnn.backends.base import nhwc
 from tinygrad_cnn.backends.geometry import conv2d_settings, output_size
 from tinygrad_cnn.backends.numba_backend import (
@@ -114,9 +114,7 @@ def test_the_chosen_path_runs(module, monkeypatch):
 
 
 def _caches():
-    from tinygrad_cnn.backends import numba_backend
-
-    return [numba_backend._function]
+    return [paths.function]
 
 
 # ---- against the reference in float64 ----
@@ -368,7 +366,7 @@ def losses_of_an_epoch():
 
 DIGESTS = """
 import hashlib, numpy as np
-from tinygrad_cnn.backends import get
+from tinygrad_cnn.backends import get, paths
 from tinygrad_cnn.backends.numba_backend import threads
 
 numba, rng = get("numba"), np.random.default_rng(0)

@@ -68,7 +68,9 @@ def test_the_chosen_path_runs(monkeypatch):
 
     called = []
     monkeypatch.setattr(
-        numba_backend, "_function", lambda module, name: lambda *a, **k: called.append(module)
+        numba_backend.paths,
+        "function",
+        lambda package, module, name: lambda *a, **k: called.append(module),
     )
     x = np.zeros(X, np.float32)
     NUMBA.relu(x)

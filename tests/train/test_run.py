@@ -22,7 +22,7 @@ from small_run import Small
 import tinygrad_cnn as tg
 from tinygrad_cnn import data, models, nn, report, train
 from tinygrad_cnn.train import checkpoint, run
-from tinygrad_cnn.train.config import check_resumable
+from tinygrad_cnn.train.config import check_resumable, read_config
 from tinygrad_cnn.train.recipe import Recipe, RecipeError
 from tinygrad_cnn.train.run import open_data  # before tests replace it
 
@@ -256,6 +256,13 @@ def test_history_is_cut_back_to_the_checkpoint(tmp_path):
     with pytest.raises(train.Stopped):
         run.resume(tmp_path / "run", callbacks=[stop_at(21)])
     assert [json.loads(line)["epoch"] for line in history.read_text().splitlines()] == [1]
+
+
+@pytest.mark.parametrize("name", ["numba", "numpy"])
+def test_without_a_choice_the_current_backend_trains(tmp_path, name):
+    with tg.use_backend(name):
+        run.start(tmp_path / "run", replace(config(epochs=1), backend=None))
+    assert read_config(tmp_path / "run").backend == name
 
 
 def test_killed_before_the_first_checkpoint_it_starts_anew(tmp_path):

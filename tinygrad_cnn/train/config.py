@@ -28,7 +28,7 @@ class Config:
     images: int | None = None
     validation: int = 0
     seed: int = 0
-    backend: str = "auto"
+    backend: str | None = None  # None: the current one, which TINYGRAD_CNN_BACKEND names
     threads: int | None = None
     checkpoint_activations: bool = False
 

@@ -61,7 +61,7 @@ def _made(folder: Path) -> bool:
 
 def start(folder: Path, config: Config, **settings: Any) -> dict[str, Any]:
     """Train in a new folder; gives the contents of result.json. Settings are those of `train`."""
-    config = replace(config, backend=backends.get(config.backend).name)
+    config = replace(config, backend=_backend(config).name)
     run = RunFolder(folder)
     run.refuse_taken()
     settings |= dict(checkpoint_activations=config.checkpoint_activations)
@@ -86,6 +86,10 @@ def resume(
     settings |= dict(checkpoint_activations=checkpoint_activations)
     images = open_data(config.on(None, data_dir))
     return train(run, config, *images, threads=threads or config.threads, **settings)
+
+
+def _backend(config: Config) -> backends.Backend:
+    return backends.get(config.backend) if config.backend else backends.current()
 
 
 def open_data(config: Config, *, border: float = 0.0) -> tuple[data.Dataset, data.Dataset]:
@@ -114,7 +118,7 @@ def train(
     callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Train to the end from the newest checkpoint, if there is one; then test, once."""
-    backend = backends.get(config.backend)
+    backend = _backend(config)
     if threads is not None:
         set_threads(threads, backend)
     with backends.use_backend(backend):
