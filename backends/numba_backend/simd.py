@@ -80,6 +80,12 @@ def _store(builder, value, address):
     builder.store(value, builder.bitcast(address, VECTOR.as_pointer())).align = 4
 
 
+def _stream(builder, value, address):
+    written = builder.store(value, builder.bitcast(address, VECTOR.as_pointer()))
+    written.align = 4 * LANES
+    written.set_metadata("nontemporal", builder.module.add_metadata([LANE(1)]))
+
+
 def _splat(builder, scalar):
     first = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), scalar, LANE(0))
     zeros = ir.Constant(ir.VectorType(LANE, LANES), [0] * LANES)
@@ -214,6 +220,17 @@ def prefetch(typing, a, i, write):
     return types.void(a, types.intp, write), emit
 
 
+@intrinsic
+def fence(typing):
+    """Let other threads see what was streamed before they see what is stored after."""
+
+    def emit(context, builder, sig, args):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
 # ---- arithmetic ----
 
 
@@ -328,19 +345,31 @@ def load_inside(typing, a, i, step, n, first, size):
     return line(a, types.intp, types.intp, n, types.intp, types.intp), emit
 
 
-@intrinsic
-def store_line(typing, a, i, step, line, n):
-    """Write the first n vectors of a line, or all, to where load_line would read them."""
+def _line_writer(name, doc, write):
+    def word(typing, a, i, step, line, n):
+        def emit(context, builder, sig, args):
+            array, index, step, line, n = args
+            base = _address(context, builder, sig.args[0], array, index)
+            values = _unpack(builder, line)
+            for r, place in enumerate(_steps(builder, base, step, len(values))):
+                with builder.if_then(builder.icmp_signed("<", INDEX(r), n)):
+                    write(builder, values[r], place)
+            return context.get_dummy_value()
 
-    def emit(context, builder, sig, args):
-        array, index, step, line, n = args
-        base, values = _address(context, builder, sig.args[0], array, index), _unpack(builder, line)
-        for r, place in enumerate(_steps(builder, base, step, len(values))):
-            with builder.if_then(builder.icmp_signed("<", INDEX(r), n)):
-                _store(builder, values[r], place)
-        return context.get_dummy_value()
+        return types.void(a, types.intp, types.intp, line, types.intp), emit
 
-    return types.void(a, types.intp, types.intp, line, types.intp), emit
+    word.__name__, word.__doc__ = name, doc
+    return intrinsic(word)
+
+
+store_line = _line_writer(
+    "store_line", "Write the first n vectors of a line, or all, to where load_line reads.", _store
+)
+stream_line = _line_writer(
+    "stream_line",
+    "Do the same past the caches; each vector begins at a multiple of its size.",
+    _stream,
+)
 
 
 @intrinsic

@@ -12,10 +12,12 @@ from __future__ import annotations
 import numpy
 from numba import njit
 
+from .arrays import CACHE_LINE
 from .host import LANES
-from .simd import add_lines, gather, load_inside, load_line, scatter, splat, store_line
+from .simd import add_lines, gather, load_inside, load_line, scatter, splat, store_line, stream_line
 
 PATCH = 36 * LANES  # floats
+LARGE = 2**20  # floats: what is larger has left the caches before it is read again
 
 
 @njit
@@ -89,6 +91,15 @@ def transform_input(x, image, y0, x0, H, W, C, patch, v, at, plane):
 
 
 @njit
+def streams(y):
+    """Say if y goes past the caches: it is too large for them, and a vector is a whole line.
+
+    A line that is only to be written is then not read from memory first.
+    """
+    return LANES * 4 == CACHE_LINE and len(y) >= LARGE
+
+
+@njit
 def transform_output(m, at, plane, patch, y, plus, image, y0, x0, H, W, O):
     """Write A^T m A, and `plus` if there is any, to the 4x4 pixels from (y0, x0) on.
 
@@ -102,7 +113,10 @@ def transform_output(m, at, plane, patch, y, plus, image, y0, x0, H, W, O):
         place = image + ((y0 + i) * W + x0) * O
         if len(plus):
             line = add_lines(line, load_inside(plus, place, O, 4, x0, W))
-        store_line(y, place, O, line, W - x0)
+        if streams(y):
+            stream_line(y, place, O, line, W - x0)
+        else:
+            store_line(y, place, O, line, W - x0)
 
 
 @njit

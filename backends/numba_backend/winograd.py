@@ -24,6 +24,9 @@ and outputs exchanged. The one with respect to w is the transpose of all the abo
 
 Its sums are taken over fixed parts of the batch, so they don't depend on the number of threads.
 
+Where y is larger than the caches it is streamed: written past them, for a line that is stored in the
+usual way is first read.
+
 The powers of the points cost precision: the error is some 1e-5 of the largest output, where a
 direct convolution's is 1e-7. And a tile is one sum: an infinity or a NaN in its pixels spoils all
 of its 16 outputs, not only those that it reaches.
@@ -41,9 +44,10 @@ from ..geometry import Padding, Shape
 from .arrays import aligned, flat, scratch
 from .compiler import kernel
 from .host import LANES, ROWS, WIDTH
-from .simd import add_product, clear, load_tile, prefetch, store_tile, zero_tile
+from .simd import add_product, clear, fence, load_tile, prefetch, store_tile, zero_tile
 from .transforms import (
     PATCH,
+    streams,
     transform_filter,
     transform_filter_gradient,
     transform_gradient,
@@ -146,7 +150,8 @@ def transform_filters(w, places, C, O, vector, patch, u):
 def convolve(x, w, u, y, plus, space, shape, places, block):
     """y (N, H', W', O) = x (N, H, W, C) convolved with w, and `plus` unless that is empty.
 
-    `places` says how the filters lie in w; they are transformed to u first.
+    `places` says how the filters lie in w; they are transformed to u first. y begins at a cache
+    line, for it may be streamed.
     """
     C, O, tiles = shape[3], shape[6], count_tiles(shape)[0]
     v_plane, m_plane = block * C + PLANE, block * O + PLANE
@@ -162,7 +167,8 @@ def convolve(x, w, u, y, plus, space, shape, places, block):
         transform_inputs(x, shape, first, count, patch, v, 0, v_plane)
         for f in range(F):
             fetch(x, first + block, block, tiles, f, 0)
-            fetch(y, first, count, tiles, f, 1)
+            if not streams(y):
+                fetch(y, first, count, tiles, f, 1)
             fetch(plus, first, count, tiles, f, 0)
             for o in range(0, O, WIDTH):
                 for t in range(0, count, ROWS):
@@ -171,6 +177,7 @@ def convolve(x, w, u, y, plus, space, shape, places, block):
                     )
                     store_tile(m, f * m_plane + t * O + o, O, tile, ROWS)
         transform_outputs(m, 0, m_plane, shape, first, count, patch, y, plus)
+        fence()
 
 
 @njit

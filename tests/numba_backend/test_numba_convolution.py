@@ -180,6 +180,20 @@ def test_winograd_of_any_size_and_padding(N, C, O, H, W, rows, columns, seed):
     assert max(errors(results(winograd, x, w, g, **at), exact(x, w, g, **at))) < 2e-5
 
 
+def test_what_winograd_streams_is_what_it_stores():
+    rng = np.random.default_rng(0)
+    x, plus = images(rng, 9, 16, 90, 90), images(rng, 9, 16, 90, 90)
+    w = rng.standard_normal((16, 16, 3, 3)).astype(np.float32)
+
+    def both(one):
+        at = dict(x_shape=x[one].shape, plus=plus[one], **ONE)
+        return winograd.conv2d(x[one], w, **ONE), winograd.conv2d_input_grad(x[one], w, **at)
+
+    for whole, *parts in zip(both(slice(None)), *(both([n]) for n in range(9)), strict=True):
+        assert whole.size >= transforms.LARGE > parts[0].size
+        np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
 @pytest.mark.parametrize(
     ("N", "side", "C", "O"),
     [(16, 32, 16, 16), (16, 16, 32, 32), (64, 8, 64, 64), (2, 14, 256, 256), (2, 7, 512, 512)],

@@ -9,12 +9,14 @@ import pytest
 from numba import njit
 
 from tinygrad_cnn.backends.numba_backend import host
+from tinygrad_cnn.backends.numba_backend.arrays import aligned
 from tinygrad_cnn.backends.numba_backend.host import LANES, ROWS, WIDTH
 from tinygrad_cnn.backends.numba_backend.simd import (
     add_lines,
     add_product,
     clear,
     copy,
+    fence,
     fma,
     gather,
     load,
@@ -28,6 +30,7 @@ from tinygrad_cnn.backends.numba_backend.simd import (
     store,
     store_line,
     store_tile,
+    stream_line,
     zero_tile,
 )  # fmt: skip
 
@@ -117,6 +120,22 @@ def test_a_line_reads_zeros_outside(first, size):
     expected = rows + rows * np.array(inside, np.float32)[:, None]
     expected[3] = 7  # only three vectors were to be written
     np.testing.assert_array_equal(out.reshape(4, LANES), expected)
+
+
+@njit
+def stream(a, out, n):
+    stream_line(out, 0, 2 * LANES, load_line(a, 0, LANES, 4), n)
+    fence()
+
+
+@pytest.mark.parametrize("n", [4, 3, 0, -1])
+def test_a_streamed_line_is_a_stored_one(n):
+    a, out = values(4 * LANES), aligned(8 * LANES)
+    out[:] = 7
+    stream(a, out, n)
+    expected = np.full((4, 2, LANES), 7, np.float32)
+    expected[: max(n, 0), 0] = a.reshape(4, LANES)[: max(n, 0)]
+    np.testing.assert_array_equal(out, expected.reshape(-1))
 
 
 @njit
