@@ -25,7 +25,9 @@ WAIT = r"""
 extern "C" __global__ void wait_for(long long nanoseconds) {
     long long begin, now;
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(begin));
-    do asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now)); while (now - begin < nanoseconds);
+    do {
+        asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    } while (now - begin < nanoseconds);
 }
 """
 

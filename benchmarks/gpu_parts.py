@@ -1,6 +1,6 @@
 """What gpu.py runs on the GPU in processes of their own: memory, every kernel once, the tables.
 
-    PYTHONPATH=. python benchmarks/gpu_parts.py layers --out results --seconds 90
+    python benchmarks/gpu_parts.py layers --out results --seconds 90
 
 The programs whose tables these are, layers.py and steps.py, end at a row that is wrong and take the
 time they take; here the other rows are still measured, and time is given.
@@ -146,13 +146,16 @@ def fill(
     table: Table, items: Sequence[T], row: Callable[[T], Iterable[Any]],
     notes: Callable[[], list[str]], *, name: str, at: Setting,
 ) -> str:  # fmt: skip
-    """Add a row for each item while there is time; what goes wrong is told below, and in the end.
+    """Add a row for each item while there is time for one as long as the longest so far.
 
-    The table is written after each row, for the process may be ended in the next.
+    What goes wrong with one is told below the table, and in the end. The table is written after
+    each row, for the process may be ended in the next.
     """
     wrong: list[str] = []
+    longest = 0.0
     for n, item in enumerate(items):
-        if time.monotonic() > at.deadline:
+        begun = time.monotonic()
+        if begun + longest > at.deadline:
             table.notes.append(f"time was up after {n} rows of {len(items)}")
             break
         try:
@@ -161,6 +164,7 @@ def fill(
             wrong.append(f"{getattr(item, 'name', item)}: {type(error).__name__}: {error}")
             table.notes.append(" ".join(wrong[-1].split())[:300])
         table.write(at.out, name)
+        longest = max(longest, time.monotonic() - begun)
     table.notes += notes() if table.rows else []
     table.write(at.out, name)
     if wrong:

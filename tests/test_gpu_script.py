@@ -142,7 +142,7 @@ def test_commands_of_the_parts(gpu, load):
         elif any(word.endswith("gpu_parts.py") for word in command):
             name = next(i for i, word in enumerate(command) if word.endswith("gpu_parts.py")) + 1
             assert command[name] in known
-            assert command[name + 1 : name + 5] == ["--seconds", "90", "--out", "results"]
+            assert command[name + 1 : name + 5] == ["--seconds", "99.0", "--out", "results"]
     assert gpu.parts(Path("data"))["race"].command(1, out)[-2:] == ["--data-dir", Path("data")]
     assert "race" not in gpu.parts(None)
 
@@ -260,10 +260,10 @@ def test_a_row_that_fails_leaves_the_others(inner, load, tmp_path):
 
 def test_rows_until_time_is_up(inner, load, monkeypatch, tmp_path):
     parts, at = inner
-    hours = iter([0, 1, 2, 3])
+    hours = iter([0, 1, 1, 4, 4])
     monkeypatch.setattr(parts.time, "monotonic", lambda: next(hours))
     table = load("harness").Table("Numbers", ["n"], [])
-    at = at._replace(deadline=1.5)
+    at = at._replace(deadline=6.5)  # the longest took three hours
     assert parts.fill(table, "abcd", lambda n: [n], list, name="n", at=at) == "2 rows of 4"
     assert "time was up after 2 rows of 4" in (tmp_path / "n.md").read_text(encoding="utf-8")
 
