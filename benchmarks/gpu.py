@@ -283,7 +283,8 @@ def main(
     end = time.monotonic() + 60 * minutes
     if race and data_dir is None:
         raise typer.BadParameter("--race wants --data-dir, the folder with CIFAR-10")
-    chosen = choose(parts(data_dir if race else None), only)
+    folder = data_dir.absolute() if race and data_dir else None  # the parts run elsewhere
+    chosen = choose(parts(folder), only)
     header = [
         device.card(backends.get("cupy")), f"{cpu()}, {cores()} cores; {driver()}", versions()
     ]  # fmt: skip
