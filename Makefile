@@ -6,7 +6,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: train test test-cuda-host check-cuda lint bench coverage mutants clean
+.PHONY: train test test-cuda-host check-cuda test-gpu lint bench coverage mutants clean
 .NOTPARALLEL:
 
 train: .venv/with-test  ## a short training on the built-in shapes, no download
@@ -25,6 +25,11 @@ test-cuda-host: .venv/with-test
 	$(BIN)/python -m pytest --numprocesses 2 -m emulated $(PYTEST)
 check-cuda: .venv/with-cuda-check
 	$(BIN)/python tests/cupy_backend/nvrtc.py $(GPUS)
+
+# With one: all that wants it, in ten minutes, with the Python that has CuPy and PyTorch; nothing is
+# installed. make test-gpu GPU="--only kernels,layers --minutes 4"
+test-gpu:
+	$(PYTHON) benchmarks/gpu.py $(GPU)
 
 lint: .venv/with-dev
 	$(BIN)/ruff check

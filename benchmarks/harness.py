@@ -28,9 +28,10 @@ import numpy
 import typer
 
 PAUSE = 0.05  # seconds: OpenBLAS spins for 2**26 cycles after a product
-LIBRARIES = dict(
-    NumPy="numpy", Numba="numba", CuPy="cupy-cuda12x", PyTorch="torch", onnxruntime="onnxruntime"
-)
+LIBRARIES = {
+    "numpy": "NumPy", "numba": "Numba", "cupy-cuda12x": "CuPy", "cupy-cuda13x": "CuPy",
+    "torch": "PyTorch", "onnxruntime": "onnxruntime",
+}  # fmt: skip
 # What both sides read at their start. OpenBLAS too, for the peak that they are measured against.
 AVX2_ONLY = {
     **{"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "", "OPENBLAS_CORETYPE": "Haswell"},
@@ -40,7 +41,7 @@ AVX2_ONLY = {
 Quick = Annotated[bool, typer.Option("--quick", help="Few and small cases: a minute at most.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the table as Markdown and its plot.")]
 Avx2 = Annotated[bool, typer.Option("--avx2", help="Keep both sides from using AVX-512.")]
-BackendName = Annotated[str, typer.Option(help="numba or numpy.")]
+BackendName = Annotated[str, typer.Option(help="numba, numpy or cupy.")]
 Rounds = Annotated[int, typer.Option(min=1, help="How often every side has its turn.")]
 
 Call = Callable[[], Any]
@@ -105,14 +106,17 @@ def stopwatch(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def interleave(sides: Mapping[str, Call], *, rounds: int, calls: int = 3) -> dict[str, Timing]:
+def interleave(
+    sides: Mapping[str, Call], *, rounds: int, calls: int = 3,
+    clock: Callable[[Call], float] = stopwatch,
+) -> dict[str, Timing]:  # fmt: skip
     """Time `calls` calls of every side in each round."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, call in sides.items():
             time.sleep(PAUSE)
             call()
-            seconds[name] += [stopwatch(call) for _ in range(calls)]
+            seconds[name] += [clock(call) for _ in range(calls)]
     return {name: Timing(values) for name, values in seconds.items()}
 
 
@@ -156,7 +160,7 @@ def threads() -> str:
 def versions() -> str:
     """List the versions of Python and of the libraries that are installed."""
     found = [f"Python {platform.python_version()}"]
-    for name, package in LIBRARIES.items():
+    for package, name in LIBRARIES.items():
         try:
             found.append(f"{name} {version(package)}")
         except PackageNotFoundError:
@@ -265,19 +269,23 @@ class Table:
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return f"### {self.title}\n\n{table}\n\n" + "\n".join(f"{n}  " for n in self.notes) + "\n"
 
+    def write(self, folder: Path, name: str) -> None:
+        """Write folder/name.md."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = self.markdown()
+        replace(folder / f"{name}.md", lambda path: path.write_text(text, encoding="utf-8"))
+
     def save(self, folder: Path | None, name: str, plot: Callable[[Any], None]) -> None:
         """Write folder/name.md and folder/name.png, drawn by `plot` on Matplotlib's axes."""
         if folder is None:
             return
         from matplotlib.figure import Figure
 
-        folder.mkdir(parents=True, exist_ok=True)
+        self.write(folder, name)
         figure = Figure(figsize=(10, 5), layout="constrained")
         axes = figure.subplots()
         plot(axes)
         axes.set_title(f"{self.title}\n{self.notes[0]}", fontsize=9)
-        text = self.markdown()
-        replace(folder / f"{name}.md", lambda path: path.write_text(text, encoding="utf-8"))
         replace(folder / f"{name}.png", lambda path: figure.savefig(path, format="png", dpi=120))
         print(f"wrote {folder / name}.md and .png")
 

@@ -3,6 +3,7 @@
     python benchmarks/layers.py                         # two to three minutes
     python benchmarks/layers.py --only 1x1              # the layers whose group or name has this
     python benchmarks/layers.py --avx2                  # without AVX-512 on either side
+    python benchmarks/layers.py --backend cupy          # both sides on the GPU
     python benchmarks/layers.py --quick --out results   # a few images; tables and plots as files
 
 Both sides get the same channels-last arrays. PyTorch runs conv2d and, for each gradient by itself,
@@ -19,6 +20,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy
 import typer
+from device import ceilings, clock, limits, on_gpu, torch_device
 from harness import (
     AVX2_ONLY,
     Avx2,
@@ -30,7 +32,6 @@ from harness import (
     Table,
     Timing,
     bars,
-    ceilings,
     check_equal,
     geometric_mean,
     interleave,
@@ -45,6 +46,7 @@ from tinygrad_cnn.backends.base import Backend, nchw
 from tinygrad_cnn.backends.geometry import conv2d_settings, output_size
 from tinygrad_cnn.cli import run
 
+TITLE = "Convolutions: ours (times PyTorch's speed)"
 TOLERANCE = 1e-4  # of the largest value; Winograd's errors are 1e-5, a wrong tap's 1e-1
 
 
@@ -116,22 +118,27 @@ def convolution(layer: Layer, backend: Backend, rng: numpy.random.Generator) -> 
     at = conv2d_settings(x.shape, w.shape, groups=layer.groups, **settings)
     pairs = {name: at[name] for name in ("stride", "padding", "dilation")}
     g = images((N, O, *output_size((size, size), kernel=(k, k), **pairs)), rng)
+    device = torch_device(backend)
+    theirs = torch_convolution(layer, x, w, g, device=device)
+    exact = torch_convolution(layer, x, w, g, device=device, double=True)
+    x, w, g = (backend.asarray(a) for a in (x, w, g))
     ours = {
         "forward": lambda: backend.conv2d(x, w, **at),
         "dX": lambda: backend.conv2d_input_grad(g, w, x_shape=x.shape, **at),
         "dW": lambda: backend.conv2d_weight_grad(g, x, w_shape=w.shape, **at),
     }
-    theirs, exact = (torch_convolution(layer, x, w, g, double=d) for d in (False, True))
     return {name: Work(ours[name], theirs[name], exact[name]) for name in ours}
 
 
-def torch_convolution(layer: Layer, x: Any, w: Any, g: Any, *, double: bool) -> dict[str, Call]:
+def torch_convolution(
+    layer: Layer, x: Any, w: Any, g: Any, *, device: str = "cpu", double: bool = False
+) -> dict[str, Call]:
     """Give PyTorch's passes, channels_last."""
     import torch
 
     dtype = torch.float64 if double else torch.float32
     x, w, g = (
-        torch.from_numpy(a).to(dtype).contiguous(memory_format=torch.channels_last)
+        torch.from_numpy(a).to(device, dtype).contiguous(memory_format=torch.channels_last)
         for a in (x, w, g)
     )
     pairs = [[value] * 2 for value in (layer.stride, layer.padding, layer.dilation)]
@@ -154,6 +161,14 @@ def gflop(layer: Layer) -> float:
     out = (layer.size + 2 * layer.padding - reach) // layer.stride + 1
     per_output = layer.C // layer.groups * layer.kernel**2
     return 2 * layer.N * out**2 * layer.O * per_output / 1e9
+
+
+def gigabytes(layer: Layer) -> float:
+    """Count what a pass reads and writes at least: images, their results and weights, in 1e9."""
+    N, C, size, O, k = layer[2:7]
+    reach = layer.dilation * (k - 1) + 1
+    out = (size + 2 * layer.padding - reach) // layer.stride + 1
+    return 4 * (N * C * size**2 + N * O * out**2 + O * C // layer.groups * k**2) / 1e9
 
 
 def paths(layer: Layer, backend: Backend) -> str:
@@ -179,10 +194,13 @@ def paths(layer: Layer, backend: Backend) -> str:
 def arrays(result: Any) -> list[Any]:
     """Give one or several results as NumPy arrays."""
     several = result if isinstance(result, list | tuple) else [result]
-    return [a.detach().numpy() if hasattr(a, "detach") else a for a in several]
+    several = [a.detach().cpu() if hasattr(a, "detach") else a for a in several]
+    return [a.get() if hasattr(a, "get") else numpy.asarray(a) for a in several]  # get: CuPy's
 
 
-def measure(work: Work, *, what: str, rounds: int) -> tuple[Timing, Timing, float]:
+def measure(
+    work: Work, *, what: str, rounds: int, backend: Backend
+) -> tuple[Timing, Timing, float]:
     """Check both sides, then time them: ours, theirs, and our largest error."""
     wanted = arrays(work.exact())
     error = 0.0
@@ -190,7 +208,8 @@ def measure(work: Work, *, what: str, rounds: int) -> tuple[Timing, Timing, floa
         found = zip(arrays(call()), wanted, strict=True)
         errors = [check_equal(a, b, tolerance=TOLERANCE, what=f"{what}, {side}") for a, b in found]
         error = max(errors) if side == "ours" else error
-    timings = interleave({"ours": work.ours, "theirs": work.theirs}, rounds=rounds)
+    sides = {"ours": work.ours, "theirs": work.theirs}
+    timings = interleave(sides, rounds=rounds, clock=clock(backend))
     return timings["ours"], timings["theirs"], error
 
 
@@ -214,31 +233,70 @@ def means(groups: Iterable[tuple[str, dict[str, float]]]) -> list[str]:
     return lines
 
 
+class Row(NamedTuple):
+    """A layer's cells, and PyTorch's time in units of ours for each pass."""
+
+    cells: list[str]
+    ratios: dict[str, float]
+
+
+def columns(backend: Backend) -> list[str]:
+    """Name the columns; a GPU's have the roofline."""
+    found = ["layer", "path", "forward, ms", "dX, ms", "dW, ms", "GFLOP/s forward, dX, dW"]
+    roofline = ["GB/s forward, dX, dW", "of the nearer ceiling"] * on_gpu(backend)
+    return [*found, *roofline, "error forward, dX, dW"]
+
+
+def measured(layer: Layer, backend: Backend, rng: numpy.random.Generator, rounds: int) -> Row:
+    """Measure a layer's three passes."""
+    seconds, cells, errors, ratios = [], [], [], {}
+    for name, work in convolution(layer, backend, rng).items():
+        what = f"{layer.name} {name}"
+        ours, theirs, error = measure(work, what=what, rounds=rounds, backend=backend)
+        ratios[name] = theirs.median / ours.median
+        cells.append(cell(ours, theirs))
+        seconds.append(ours.median)
+        errors.append(f"{error:.0e}")
+    name = f"{layer.group}: {layer.name}, {layer.N} images"
+    cells = [name, paths(layer, backend), *cells, *rates(layer, backend, seconds)]
+    return Row([*cells, ", ".join(errors)], ratios)
+
+
+def rates(layer: Layer, backend: Backend, seconds: Sequence[float]) -> list[str]:
+    """Write GFLOP/s; of a GPU also GB/s, and the share of what the device can do at most."""
+    operations, moved = gflop(layer), gigabytes(layer)
+    cells = [", ".join(f"{operations / s:.0f}" for s in seconds)]
+    if on_gpu(backend):
+        most = ceilings(backend)
+        least = 1e9 * max(operations / most.operations, moved / most.bytes)  # seconds
+        cells.append(", ".join(f"{moved / s:.0f}" for s in seconds))
+        cells.append(", ".join(f"{least / s:.0%}" for s in seconds))
+    return cells
+
+
 def convolutions(
     layers: Sequence[Layer], backend: Backend, rng: numpy.random.Generator, rounds: int, out: Out
 ) -> None:
     """Measure convolutions and show their table."""
-    columns = "layer|path|forward, ms|dX, ms|dW, ms|GFLOP/s forward, dX, dW|error forward, dX, dW"
-    table = Table("Convolutions: ours (times PyTorch's speed)", columns.split("|"))
+    table = Table(TITLE, columns(backend))
     ratios = []
     for layer in progress(layers, "convolutions"):
-        works, cells, rates, errors, row = convolution(layer, backend, rng), [], [], [], {}
-        for name, work in works.items():
-            what = f"{layer.name} {name}"
-            ours, theirs, error = measure(work, what=what, rounds=rounds)
-            row[name] = theirs.median / ours.median
-            cells.append(cell(ours, theirs))
-            rates.append(f"{gflop(layer) / ours.median:.0f}")
-            errors.append(f"{error:.0e}")
-        ratios.append(row)
-        name = f"{layer.group}: {layer.name}, {layer.N} images"
-        table.add(name, paths(layer, backend), *cells, ", ".join(rates), ", ".join(errors))
-    table.notes += [
-        f"n = {3 * rounds} calls; {ceilings()}",
+        row = measured(layer, backend, rng, rounds)
+        table.add(*row.cells)
+        ratios.append(row.ratios)
+    table.notes += notes(layers, ratios, backend, rounds)
+    show(table, out, "layers", [layer.name for layer in layers], ratios)
+
+
+def notes(
+    layers: Sequence[Layer], ratios: Sequence[dict[str, float]], backend: Backend, rounds: int
+) -> list[str]:
+    """Say what the figures are, and their means."""
+    return [
+        f"n = {3 * rounds}; {limits(backend)}",
         "errors: against float64, of the largest value",
         *means((layer.group, row) for layer, row in zip(layers, ratios, strict=True)),
     ]
-    show(table, out, "layers", [layer.name for layer in layers], ratios)
 
 
 def show(

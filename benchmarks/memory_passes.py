@@ -155,7 +155,7 @@ def memory_passes(
         cells, row = [], {}
         for name, work in works.items():
             what = f"{case.name} {name}"
-            ours, theirs, _ = measure(work, what=what, rounds=rounds)
+            ours, theirs, _ = measure(work, what=what, rounds=rounds, backend=backend)
             cells.append(cell(ours, theirs))
             row[name] = theirs.median / ours.median
         ratios.append(row)

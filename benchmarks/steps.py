@@ -5,6 +5,7 @@
     python benchmarks/steps.py --all --out results              # every network: half an hour
     python benchmarks/steps.py --avx2 --figure fresh            # without AVX-512 on either side
     python benchmarks/steps.py --data-dir DIR --quick           # CIFAR-10; small batches
+    python benchmarks/steps.py --backend cupy                   # on the GPU, "alternating" only
 
 Two figures. "fresh": each side runs in processes of its own with its own defaults, which is what a
 user gets. "alternating": all sides in one process, in blocks of ten steps, with this backend's
@@ -26,6 +27,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy
 import typer
+from device import clock, limits, on_gpu, torch_device
 from harness import (
     AVX2_ONLY,
     Avx2,
@@ -38,7 +40,6 @@ from harness import (
     Timing,
     Unequal,
     bars,
-    ceilings,
     interleave,
     milliseconds,
     progress,
@@ -49,10 +50,16 @@ from harness import (
 
 import tinygrad_cnn as tg
 from tinygrad_cnn import data, models, nn, optim, train
+from tinygrad_cnn.backends.base import Backend
 from tinygrad_cnn.cli import run
 
 OURS, FLOAT32 = "ours", ("NCHW", "channels_last", "compile")
 PEERS = (*FLOAT32, "bf16")
+TITLE = "Training steps, SGD with momentum"
+COLUMNS = (
+    "network", "batch", "figure", "ours, ms", *(f"PyTorch {peer}, ms" for peer in PEERS),
+    "best float32 PyTorch / ours", "images/s", "GFLOP/s",
+)  # fmt: skip
 SLOW_TO_COMPILE = "torch.compile takes minutes for {}; --peers compile asks for it"
 QUICK_TO_COMPILE = ("resnet8", "resnet9", "resnet20")
 # Relative: of the losses of two steps, and of the way that the first moves each parameter. Rounding
@@ -61,14 +68,17 @@ TOLERANCES = {"float32": ((1e-5, 1e-2), 0.05), "bf16": ((2e-2, 1e-1), 1.0)}
 BATCHES = 4  # that the steps go round in
 
 Batch = tuple[Any, Any]
-Step = Callable[[Any, Any], float]
 
 
 class Trainer(NamedTuple):
-    """A network in training: its step gives the loss; its parameters as they are then."""
+    """A network in training: its step gives the loss; its parameters as they are then.
 
-    step: Step
+    `place` moves a batch to where the step wants it; without, the step itself does.
+    """
+
+    step: Callable[[Any, Any], Any]
     parameters: Callable[[], list[Any]]
+    place: Callable[[Any, Any], Batch]
 
 
 class Start(NamedTuple):
@@ -118,16 +128,18 @@ def our_trainer(model: str, weights: Sequence[Any]) -> Trainer:
     return Trainer(
         lambda x, targets: train.train_step(net, optimizer, x, targets)[0],
         lambda: [p.numpy() for p in net.parameters()],
+        lambda x, targets: (tg.backends.current().asarray(x), targets),
     )
 
 
-def trainer(side: str, model: str, weights: Sequence[Any]) -> Trainer:
-    """Prepare a side's training."""
+def trainer(side: str, model: str, weights: Sequence[Any], device: str = "cpu") -> Trainer:
+    """Prepare a side's training, PyTorch's on a device."""
     if side == OURS:
         return our_trainer(model, weights)
     import torch_models
 
-    return Trainer(*torch_models.training_step(model, weights, **torch_models.VARIANTS[side]))
+    variant = torch_models.VARIANTS[side]
+    return Trainer(*torch_models.training(model, weights, device=device, **variant))
 
 
 def batches(data_dir: Path | None, batch_size: int) -> list[Batch]:
@@ -143,10 +155,10 @@ def batches(data_dir: Path | None, batch_size: int) -> list[Batch]:
 def begin(trainer: Trainer, some: Sequence[Batch]) -> Start:
     """Do a side's first two steps."""
     before = [p.copy() for p in trainer.parameters()]
-    losses = [trainer.step(*some[0])]
+    losses = [float(trainer.step(*some[0]))]
     pairs = zip(trainer.parameters(), before, strict=True)
     moved = [float(numpy.linalg.norm(after - p)) for after, p in pairs]
-    return Start([*losses, trainer.step(*some[1])], moved)
+    return Start([*losses, float(trainer.step(*some[1]))], moved)
 
 
 def check_equal_starts(starts: Mapping[str, Start]) -> None:
@@ -172,17 +184,23 @@ def check_equal_starts(starts: Mapping[str, Start]) -> None:
 
 
 def alternating(
-    trainers: Mapping[str, Trainer], some: list[Batch], *, rounds: int, steps: int = 10
+    trainers: Mapping[str, Trainer], some: list[Batch], *, rounds: int, backend: Backend
 ) -> dict[str, Timing]:
-    """Time the sides in blocks of ten steps, the first of which isn't counted."""
+    """Time the sides in blocks of ten steps, the first of which isn't counted.
+
+    On a GPU the time is that of five steps, from the first's start to the last's end.
+    """
     check_equal_starts({side: begin(trainer, some) for side, trainer in trainers.items()})
     calls = {side: over(trainer, some) for side, trainer in trainers.items()}
-    return interleave(calls, rounds=rounds, calls=steps - 1)
+    return interleave(
+        calls, rounds=rounds, calls=3 if on_gpu(backend) else 9,
+        clock=clock(backend, calls=5, queued=False),
+    )  # fmt: skip
 
 
 def over(trainer: Trainer, some: list[Batch]) -> Call:
-    """Let each call do the next of a few batches."""
-    stream = itertools.cycle(some)
+    """Let each call do the next of a few batches, which lie where the step wants them."""
+    stream = itertools.cycle([trainer.place(*batch) for batch in some])
     return lambda: trainer.step(*next(stream))
 
 
@@ -286,14 +304,15 @@ def sides_of(case: Case, peers: Sequence[str] | None) -> tuple[list[str], str | 
 
 
 def usable(
-    sides: Sequence[str], model: str, weights: Sequence[Any], some: list[Batch]
-) -> dict[str, Trainer]:
+    sides: Sequence[str], model: str, weights: Sequence[Any], some: list[Batch],
+    device: str = "cpu",
+) -> dict[str, Trainer]:  # fmt: skip
     """Prepare each side; where torch.compile can't run it is left out, with the reason."""
-    trainers = {side: trainer(side, model, weights) for side in sides}
+    trainers = {side: trainer(side, model, weights, device) for side in sides}
     if "compile" in trainers:
         try:  # now it compiles; the processes to come find that on disk
             trainers["compile"].step(*some[0])
-            trainers["compile"] = trainer("compile", model, weights)
+            trainers["compile"] = trainer("compile", model, weights, device)
         except Exception as error:  # whatever a compiler may raise
             del trainers["compile"]
             print(f"torch.compile is left out: {str(error).splitlines()[0]}", file=sys.stderr)
@@ -309,14 +328,15 @@ def measure(
     if left_out and left_out not in table.notes:
         table.notes.append(left_out)
     weights, some = fresh_weights(case.model), batches(data_dir, case.batch_size)
-    trainers = usable(sides, case.model, weights, some)
+    own = tg.backends.get(backend)
+    trainers = usable(sides, case.model, weights, some, torch_device(own))
     found = {}
     if "fresh" in figures:
         found["fresh"] = fresh(
             case, [*trainers], weights, some, rounds=rounds, seconds=seconds, backend=backend
         )
     if "alternating" in figures:
-        found["alternating"] = alternating(trainers, some, rounds=rounds)
+        found["alternating"] = alternating(trainers, some, rounds=rounds, backend=own)
     for figure, timings in found.items():
         table.add(case.model, case.batch_size, figure, *cells(case, timings, PEERS))
     return found
@@ -365,11 +385,9 @@ def main(
         networks, batch_sizes, rounds, seconds = networks or "resnet20", "16", min(rounds, 2), 0.3
         peers = peers or "NCHW,channels_last,bf16"
     figures = ("fresh", "alternating") if figure == "both" else (figure,)
-    columns = [
-        "network", "batch", "figure", "ours, ms", *(f"PyTorch {peer}, ms" for peer in PEERS),
-        "best float32 PyTorch / ours", "images/s", "GFLOP/s",
-    ]  # fmt: skip
-    table = Table("Training steps, SGD with momentum", columns)
+    if on_gpu(tg.backends.get(backend)):  # timed by its clock, which is one process's
+        figures = ("alternating",)
+    table = Table(TITLE, COLUMNS)
     chosen, results = cases(networks, batch_sizes, everything), {}
     for case in progress(chosen, "networks"):
         found = measure(
@@ -377,12 +395,18 @@ def main(
             data_dir=data_dir, table=table, backend=backend,
         )  # fmt: skip
         results.update({f"{case.model}, {case.batch_size}, {f}": t for f, t in found.items()})
-    table.notes += [
-        f"images: {'CIFAR-10' if data_dir else 'built-in shapes'}; backend {backend}; {ceilings()}",
-        "GFLOP/s: of direct convolutions, without the dX of the first",
-    ]
+    images = "CIFAR-10" if data_dir else "built-in shapes"
+    table.notes += notes(images, tg.backends.get(backend))
     table.show()
     table.save(out, "steps", lambda axes: plot(axes, results))
+
+
+def notes(images: str, backend: Backend) -> list[str]:
+    """Say what the figures are."""
+    return [
+        f"images: {images}; backend {backend.name}; {limits(backend)}",
+        "GFLOP/s: of direct convolutions, without the dX of the first",
+    ]
 
 
 def plot(axes: Any, results: Mapping[str, Mapping[str, Timing]]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -181,29 +181,57 @@ def with_weights(name: str, weights: Sequence[Any], **settings: Any) -> nn.Modul
     return model
 
 
-def training_step(
-    name: str, weights: Sequence[Any], *, channels_last: bool, compiled: bool = False,
-    bf16: bool = False,
-) -> tuple[Callable[[Any, Any], float], Callable[[], list[Any]]]:  # fmt: skip
-    """Make a function that does one step on images and targets (NumPy) and gives its loss.
+class Training(NamedTuple):
+    """A step on images and targets, which gives the loss; the parameters as they are then.
 
-    And one that gives the parameters as they are then.
+    `place` moves a batch of NumPy's to where the step wants it.
     """
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = with_weights(name, weights).to(memory_format=layout)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
-    forward = torch.compile(model) if compiled else model
 
-    def step(x: Any, targets: Any) -> float:
-        images = torch.tensor(x).contiguous(memory_format=layout)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = F.cross_entropy(forward(images), torch.tensor(targets))
+    step: Callable[[Any, Any], torch.Tensor]
+    parameters: Callable[[], list[Any]]
+    place: Callable[[Any, Any], tuple[torch.Tensor, torch.Tensor]]
+
+
+def training(
+    name: str, weights: Sequence[Any], *, channels_last: bool, compiled: bool = False,
+    bf16: bool = False, device: str = "cpu",
+) -> Training:  # fmt: skip
+    """Prepare a network's training on "cpu" or "cuda"."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = with_weights(name, weights).to(device, memory_format=layout)
+    fused = True if device == "cuda" else None  # the quickest there
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4, fused=fused
+    )
+    forward = compile_for(device, model) if compiled else model
+
+    def step(x: Any, targets: Any) -> torch.Tensor:
+        images, labels = place(x, targets)
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(forward(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return float(loss.detach())
+        return loss.detach()
 
-    return step, lambda: [p.detach().numpy() for p in model.parameters()]
+    def place(x: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = (torch.as_tensor(a, device=device) for a in (x, targets))
+        return images.contiguous(memory_format=layout), labels
+
+    return Training(step, lambda: [p.detach().cpu().numpy() for p in model.parameters()], place)
+
+
+def compile_for(device: str, model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Compile a network; for a GPU with every kernel tried, and recorded as CUDA graphs."""
+    if device == "cpu":
+        return torch.compile(model)
+    graphs = torch.compile(model, mode="max-autotune", dynamic=False)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        torch.compiler.cudagraph_mark_step_begin()  # what the graphs gave before may go
+        return graphs(x)
+
+    return forward
 
 
 def inference(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from cupy_backend.emulation import COMPILER, EmulatedBackend
+from cupy_backend.on_device import DeviceBackend
 from hypothesis import settings
 
 import tinygrad_cnn as tg
@@ -32,6 +34,11 @@ BACKENDS = [name for name, why_not in tg.available_backends().items() if why_not
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "cifar10"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the tests of the emulated GPU be run on a real one."""
+    parser.addoption("--on-device", action="store_true", help="run emulated tests on the GPU")
+
+
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Run a command; give exit status, stdout and stderr."""
@@ -43,6 +50,53 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return exit.value.code, *capsys.readouterr()
 
     return run
+
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Load a file of benchmarks/, whose programs import each other by their plain names."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(tg.backends, "_chosen", tg.backends._chosen)
+    for path in BENCHMARKS.glob("*.py"):
+        monkeypatch.setitem(sys.modules, path.stem, None)  # afterwards nothing of them is left
+        del sys.modules[path.stem]
+
+    def load(name: str) -> Any:
+        if name in sys.modules:
+            return sys.modules[name]
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def run_benchmark(
+    load: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Any:
+    """Run a program of benchmarks/ in this process; give its exit status, stdout and stderr."""
+
+    def run(name: str, *args: object) -> tuple[Any, str, str]:
+        module = load(name)
+        arguments = [str(BENCHMARKS / f"{name}.py"), *map(str, args)]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as exit:
+            cli.run(module.main)
+        return exit.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def _torch() -> None:
+    pytest.importorskip("torch")
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +121,12 @@ def real_cifar10(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="session")
 def emulated(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Backend:
-    """Give the GPU's backend with its kernels compiled for this CPU, in pytest's cache."""
+    """Give the GPU's backend with its kernels compiled for this CPU, in pytest's cache.
+
+    With --on-device they are compiled for the GPU, and run there.
+    """
+    if pytestconfig.getoption("--on-device"):
+        return DeviceBackend()
     if COMPILER is None:
         pytest.skip("emulating a GPU needs Linux and a C++ compiler: g++, or what CXX names")
     cache = getattr(pytestconfig, "cache", None)  # absent with -p no:cacheprovider
@@ -80,6 +139,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         kernelwise = metafunc.definition.get_closest_marker("kernelwise") is not None
         more = [pytest.param("emulated", marks=pytest.mark.emulated)] * kernelwise
         metafunc.parametrize("backend", [*BACKENDS, *more], indirect=True, scope="module")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs on the GPU of this machine."""
+    for item in items:
+        params = getattr(item, "callspec", None) and item.callspec.params
+        if params and "cupy" in (params.get("backend"), params.get("fast")):
+            item.add_marker("device")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
@@ -15,54 +14,21 @@ import numpy as np
 import pytest
 
 import tinygrad_cnn as tg
-from tinygrad_cnn import backends, cli, data, models, train
+from tinygrad_cnn import backends, data, models, train
 from tinygrad_cnn.train import recipe
 from tinygrad_cnn.train import run as runs
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 PROGRAMS = (
     *("backends", "layers", "memory_passes", "steps", "scaling", "inference"),
-    *("speedrun", "checkpointing"),
+    *("speedrun", "checkpointing", "gpu", "gpu_parts"),
 )
 
 
 @pytest.fixture
-def load(monkeypatch):
-    """Load a file of benchmarks/, whose programs import each other by their plain names."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    monkeypatch.setattr(backends, "_chosen", backends._chosen)
-    for path in FOLDER.glob("*.py"):
-        monkeypatch.setitem(sys.modules, path.stem, None)  # afterwards nothing of them is left
-        del sys.modules[path.stem]
-
-    def load(name):
-        if name in sys.modules:
-            return sys.modules[name]
-        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
-
-
-@pytest.fixture
-def run(load, monkeypatch, capsys):
+def run(run_benchmark):
     """Run a program in this process; give its exit status, stdout and stderr."""
-
-    def run(name, *args):
-        module = load(name)
-        monkeypatch.setattr(sys, "argv", [str(FOLDER / f"{name}.py"), *map(str, args)])
-        with pytest.raises(SystemExit) as exit:
-            cli.run(module.main)
-        return exit.value.code or 0, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def _torch():
-    pytest.importorskip("torch")
+    return run_benchmark
 
 
 def rows(out, title):

@@ -100,8 +100,9 @@ class CupyBackend(Backend):
         return nchw(self.xp.asarray(nhwc(a), dtype)) if last else self.xp.asarray(a, dtype)
 
     def to_numpy(self, a: Array) -> Array:
-        """Copy `a` to the host."""
-        return self.xp.asnumpy(a)
+        """Copy `a` to the host, where it lies in the same order."""
+        last = a.ndim == 4 and nhwc(a).flags.c_contiguous
+        return nchw(self.xp.asnumpy(nhwc(a))) if last else self.xp.asnumpy(a)
 
     def synchronize(self) -> None:
         """Wait until the device has done all that it was asked."""

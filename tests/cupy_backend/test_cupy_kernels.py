@@ -117,12 +117,18 @@ def test_a_mix_of_types_takes_the_reference(emulated):
 
 
 def test_images_are_moved_as_they_lie():
-    """CuPy's own asarray gives every array from the host in the order of its axes."""
-    copies = SimpleNamespace(asarray=lambda a, dtype: np.array(a, dtype, order="C"), RawModule=None)
+    """CuPy's own asarray and asnumpy give every array in the order of its axes."""
+    copies = SimpleNamespace(
+        asarray=lambda a, dtype: np.array(a, dtype, order="C"),
+        asnumpy=lambda a: np.array(a, order="C"),
+        RawModule=None,
+    )
     backend, x = cupy_backend.CupyBackend(copies), images((2, 3, 4, 5))
     for a in x, x[:, :, 1:], np.ascontiguousarray(x), x[0], np.float32(1):
         np.testing.assert_array_equal(backend.asarray(a), a, strict=True)
+        np.testing.assert_array_equal(backend.to_numpy(a), a, strict=True)
     assert nhwc(backend.asarray(x)).flags.c_contiguous
+    assert nhwc(backend.to_numpy(x)).flags.c_contiguous
     assert backend.asarray(x, np.float64).dtype == np.float64
     assert backend.asarray(np.ascontiguousarray(x)).flags.c_contiguous
 

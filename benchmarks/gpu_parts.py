@@ -1,0 +1,210 @@
+"""What gpu.py runs on the GPU in processes of their own: memory, every kernel once, the tables.
+
+    python benchmarks/gpu_parts.py layers --out results --seconds 90
+
+The programs whose tables these are, layers.py and steps.py, end at a row that is wrong and take the
+time they take; here the other rows are still measured, and time is given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import device
+import layers as convolutions
+import numpy
+import steps
+import typer
+from harness import Table
+
+import backends as kernels
+import tinygrad_cnn as tg
+from tinygrad_cnn import data
+from tinygrad_cnn.backends.base import Backend
+from tinygrad_cnn.cli import run
+from tinygrad_cnn.train import recipe
+
+T = TypeVar("T")
+ROUNDS = 2
+EAGER, SIZES = ("NCHW", "channels_last"), (512, 128, 2048)
+WANTED = 0.94  # accuracy of the race
+
+
+class Setting(NamedTuple):
+    """Where a part runs: its backend, the folder for its table, and until when."""
+
+    backend: Backend
+    out: Path
+    deadline: float  # of time.monotonic
+    data_dir: Path | None = None
+
+
+# ---- checks ----
+
+
+def memory(at: Setting) -> str:
+    """Train for 1,000 steps; the device's pool must hold no more than after the first 100."""
+    pool = at.backend.xp.get_default_memory_pool()
+    trainer = steps.our_trainer("resnet8", steps.fresh_weights("resnet8"))
+    some = [trainer.place(*noise(n)) for n in (32, 32, 17)]  # an epoch's last batch is smaller
+    table = Table("The device's pool in training ResNet-8", ["steps", "in use, MB", "held, MB"], [])
+    seen: list[tuple[int, int]] = []
+    for step in range(1, 1001):
+        trainer.step(*some[step % 3])
+        if step % 100 == 0:
+            seen.append((pool.used_bytes(), pool.total_bytes()))
+            table.add(step, *(f"{n / 1e6:.3f}" for n in seen[-1]))
+            table.write(at.out, "memory")
+        if time.monotonic() > at.deadline:
+            raise RuntimeError(f"time was up after {step} steps of 1,000")
+    used, held = (last - first for first, last in zip(seen[0], seen[-1], strict=True))
+    if max(used, held) > 0:
+        raise RuntimeError(
+            f"in 900 steps the memory in use grew by {used} bytes, what the pool holds by {held}"
+        )
+    return f"{seen[-1][0] / 1e6:.1f} MB in use after 100 steps, and no more after 1,000"
+
+
+def noise(batch_size: int) -> tuple[Any, Any]:
+    """Draw a batch of noise; drawing shapes would take longer than the steps."""
+    rng = numpy.random.default_rng(batch_size)
+    return convolutions.images((batch_size, 3, 32, 32), rng), rng.integers(0, 10, batch_size)
+
+
+def exercise(at: Setting) -> str:
+    """Run every kernel once, and compare it with numpy's; each array is an allocation of its own.
+
+    In the large pieces of CuPy's pool nobody could see where an array ends.
+    """
+    if device.on_gpu(at.backend):
+        at.backend.xp.cuda.set_allocator(None)
+    numpy_backend, cases = tg.backends.get("numpy"), 0
+    for case in kernels.cases(2, numpy.random.default_rng(0)):
+        kernels.check(at.backend, case, kernels.results(numpy_backend, case))
+        cases += 1
+    trainer = steps.our_trainer("resnet8", steps.fresh_weights("resnet8"))
+    loss = min(float(trainer.step(*noise(n))) for n in (3, 2))
+    return f"{cases} calls of kernels agree with numpy's; a step's loss is {loss:.3f}"
+
+
+# ---- tables ----
+
+
+def layers(at: Setting) -> str:
+    """Measure convolutions beside PyTorch's."""
+    rng, done = numpy.random.default_rng(0), []
+    table = Table(convolutions.TITLE, convolutions.columns(at.backend), [])
+
+    def row(layer: convolutions.Layer) -> list[str]:
+        found = convolutions.measured(layer, at.backend, rng, ROUNDS)
+        done.append((layer, found.ratios))
+        return found.cells
+
+    def notes() -> list[str]:
+        measured, ratios = zip(*done, strict=True)
+        return convolutions.notes(measured, ratios, at.backend, ROUNDS)
+
+    return fill(table, convolutions.LAYERS, row, notes, name="layers", at=at)
+
+
+def eager(at: Setting) -> str:
+    """Measure training steps beside PyTorch's as most users run it."""
+    networks = ("resnet20", "resnet9", "resnet56")
+    cases = [steps.Case(network, n) for n in SIZES for network in networks]
+    return training_steps(cases, EAGER, name="eager", at=at)
+
+
+def compiled(at: Setting) -> str:
+    """Measure training steps beside torch.compile's, which take minutes to compile."""
+    cases = [steps.Case("resnet20", n) for n in SIZES]
+    cases.insert(1, steps.Case("resnet9", SIZES[0]))
+    return training_steps(cases, ("compile",), name="compiled", at=at)
+
+
+def training_steps(
+    cases: Sequence[steps.Case], peers: Sequence[str], *, name: str, at: Setting
+) -> str:
+    """Measure training steps beside some of PyTorch's variants."""
+    where = device.torch_device(at.backend)
+
+    def row(case: steps.Case) -> list[str]:
+        weights, some = steps.fresh_weights(case.model), [noise(case.batch_size)] * 2
+        sides = {
+            side: steps.trainer(side, case.model, weights, where) for side in (steps.OURS, *peers)
+        }
+        timings = steps.alternating(sides, some, rounds=ROUNDS, backend=at.backend)
+        return [*map(str, case), "alternating", *steps.cells(case, timings, steps.PEERS)]
+
+    table = Table(steps.TITLE, steps.COLUMNS, [])
+    return fill(table, cases, row, lambda: steps.notes("noise", at.backend), name=name, at=at)
+
+
+def fill(
+    table: Table, items: Sequence[T], row: Callable[[T], Iterable[Any]],
+    notes: Callable[[], list[str]], *, name: str, at: Setting,
+) -> str:  # fmt: skip
+    """Add a row for each item while there is time for one as long as the longest so far.
+
+    What goes wrong with one is told below the table, and in the end. The table is written after
+    each row, for the process may be ended in the next.
+    """
+    wrong: list[str] = []
+    longest = 0.0
+    for n, item in enumerate(items):
+        begun = time.monotonic()
+        if begun + longest > at.deadline:
+            table.notes.append(f"time was up after {n} rows of {len(items)}")
+            break
+        try:
+            table.add(*row(item))
+        except Exception as error:  # whatever it is, the other rows are still worth measuring
+            wrong.append(f"{getattr(item, 'name', item)}: {type(error).__name__}: {error}")
+            table.notes.append(" ".join(wrong[-1].split())[:300])
+        table.write(at.out, name)
+        longest = max(longest, time.monotonic() - begun)
+    table.notes += notes() if table.rows else []
+    table.write(at.out, name)
+    if wrong:
+        raise RuntimeError(f"{len(wrong)} rows of {len(items)} failed; the first: {wrong[0]}")
+    return f"{len(table.rows)} rows of {len(items)}"
+
+
+# ---- the race ----
+
+
+def race(at: Setting) -> str:
+    """Train by the recipe `speedrun`; ask for 94 % on CIFAR-10's test images."""
+    from accuracy import ours
+
+    images = data.load(at.data_dir, images=50_000)
+    accuracy, seconds = ours(recipe.load("speedrun"), images, 0)
+    said = f"{accuracy:.2%} on {images[1].name}'s test images after {seconds:.1f} s of training"
+    if accuracy < WANTED:
+        raise RuntimeError(f"{said}; expected {WANTED:.0%}")
+    return said
+
+
+PARTS: dict[str, Callable[[Setting], str]] = {
+    f.__name__: f for f in (memory, exercise, layers, eager, compiled, race)
+}
+
+
+def main(
+    part: Annotated[str, typer.Argument(help=f"One of {', '.join(PARTS)}.")],
+    seconds: Annotated[float, typer.Option(help="After so many no new row is begun.")] = 90.0,
+    out: Annotated[Path, typer.Option(help="Folder for the table.")] = Path("gpu-results"),
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with CIFAR-10.")] = None,
+    backend: Annotated[str, typer.Option(help="To see a part without a GPU: numpy.")] = "cupy",
+) -> None:
+    if part not in PARTS:
+        raise typer.BadParameter(f"no part {part!r}; there are {', '.join(PARTS)}")
+    deadline = time.monotonic() + seconds
+    tg.set_backend(backend)
+    print(PARTS[part](Setting(tg.backends.current(), out, deadline, data_dir)))
+
+
+if __name__ == "__main__":
+    run(main)
