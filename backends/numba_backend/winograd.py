@@ -24,8 +24,8 @@ and outputs exchanged. The one with respect to w is the transpose of all the abo
 
 Its sums are taken over fixed parts of the batch, so they don't depend on the number of threads.
 
-Where y is larger than the caches it is streamed: written past them, for a line that is stored in the
-usual way is first read.
+Where y is larger than the caches it is streamed: written past them, for a line that is stored in
+the usual way is first read.
 
 The powers of the points cost precision: the error is some 1e-5 of the largest output, where a
 direct convolution's is 1e-7. And a tile is one sum: an infinity or a NaN in its pixels spoils all
