@@ -158,12 +158,13 @@ def build(name: str, classes: int = 10, **settings: Any) -> nn.Module:
 # ---- what is timed ----
 
 # How PyTorch is run: float32 in its usual memory layout, in that of its faster kernels, compiled,
-# and with products in bfloat16.
+# and with products in bfloat16; and in float64, to compare with.
 VARIANTS: dict[str, dict[str, bool]] = {
     "NCHW": dict(channels_last=False),
     "channels_last": dict(channels_last=True),
     "compile": dict(channels_last=True, compiled=True),
     "bf16": dict(channels_last=True, bf16=True),
+    "float64": dict(channels_last=False, double=True),
 }
 
 
@@ -183,19 +184,20 @@ def with_weights(name: str, weights: Sequence[Any], **settings: Any) -> nn.Modul
 
 def training_step(
     name: str, weights: Sequence[Any], *, channels_last: bool, compiled: bool = False,
-    bf16: bool = False,
+    bf16: bool = False, double: bool = False,
 ) -> tuple[Callable[[Any, Any], float], Callable[[], list[Any]]]:  # fmt: skip
     """Make a function that does one step on images and targets (NumPy) and gives its loss.
 
     And one that gives the parameters as they are then.
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = with_weights(name, weights).to(memory_format=layout)
+    dtype = torch.float64 if double else torch.float32
+    model = with_weights(name, weights).to(dtype=dtype, memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     forward = torch.compile(model) if compiled else model
 
     def step(x: Any, targets: Any) -> float:
-        images = torch.tensor(x).contiguous(memory_format=layout)
+        images = torch.tensor(x, dtype=dtype).contiguous(memory_format=layout)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = F.cross_entropy(forward(images), torch.tensor(targets))
         optimizer.zero_grad()
