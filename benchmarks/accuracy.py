@@ -1,7 +1,6 @@
-r"""Does a recipe reach the same accuracy here and in PyTorch? Seeds, an interval and a t-test.
+"""Does a recipe reach the same accuracy here and in PyTorch? Seeds, an interval and a t-test.
 
-    python benchmarks/accuracy.py --data-dir DIR --results FILE --seeds 5 \
-        --set epochs=2 --set "schedule.milestones=[0.5, 0.75]"
+    python benchmarks/accuracy.py --data-dir DIR --results FILE --seeds 5 --set epochs=2
     python benchmarks/accuracy.py --results FILE --report
 
 A run has a process of its own and leaves a line in FILE; what is there isn't run again. The test

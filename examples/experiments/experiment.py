@@ -26,9 +26,7 @@ from tinygrad_cnn.train.config import read_config
 CHECKPOINT_EVERY = 200  # steps
 CURVES = ("epoch", "train_loss", "train_accuracy")  # what is averaged over seeds and drawn
 
-# The schedule of the ResNet papers in parts of the run, so that a run of any length has it; of
-# 64,000 steps these are their 32,000, 48,000 and, for the warm-up, 400.
-OF_ANY_LENGTH: dict[str, Any] = {"schedule": {"milestones": [32 / 64, 48 / 64]}}
+# The warm-up of deep networks, 400 of 64,000 steps.
 WARM_UP: dict[str, Any] = {"warm_up": {"steps": 0.4 / 64, "start": 0.01, "shape": "constant"}}
 
 Measure = Callable[[report.Run], float | None]
@@ -62,7 +60,7 @@ class Experiment:
     variants: Callable[..., Iterable[Variant]]
     depths: tuple[int, ...] = ()
     recipe: str = "paper"
-    changes: Mapping[str, Any] = field(default_factory=lambda: OF_ANY_LENGTH)
+    changes: Mapping[str, Any] = field(default_factory=dict)
     paper: str = "paper: test error, %"
     measures: Mapping[str, Measure] = field(default_factory=dict)
 

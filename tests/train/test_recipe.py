@@ -149,6 +149,27 @@ def test_steps_below_1_are_parts_of_the_run():
     np.testing.assert_allclose(at, [0.05, 0.05, 0.1, 0.1, 0.01, 0.01, 0.001])
 
 
+@pytest.mark.parametrize("name", ["paper", "paper-110", "paper-preact"])
+def test_the_papers_rate_falls_in_a_run_of_any_length(name):
+    """What --epochs 20 makes of 50,000 images: 7,820 steps."""
+    short = recipe.load(name).override({"epochs": 20})
+    steps = short.total_steps(391)
+    schedule, whole = short.build_schedule(steps), recipe.load(name).build_schedule(64_000)
+    for part in (0, 0.006, 0.0065, 0.49, 0.51, 0.74, 0.76, 0.999):
+        assert schedule(int(part * steps)) == whole(int(part * 64_000))
+    np.testing.assert_allclose(schedule(steps - 1), 0.001)
+
+
+def test_milestones_after_the_end_are_refused():
+    counted = make(schedule={"name": "multistep", "milestones": [0.5, 99, 100, 150]})
+    assert counted.build_schedule(151)
+    said = r"schedule.milestones has \[100, 150\], but the run ends after 100 steps; give parts of"
+    with pytest.raises(RecipeError, match=said):
+        counted.build_schedule(100)
+    halved = make(schedule={"name": "multistep", "milestones": [0.5]})
+    assert halved.build_schedule(1)(0) == 0.1
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
     [("constant", {}), ("step", {"every": 10}), ("cosine", {"floor": 0.01}), ("one_cycle", {})],

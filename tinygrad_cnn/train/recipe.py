@@ -154,6 +154,11 @@ class Recipe:
 
     def build_schedule(self, steps: int) -> optim.Schedule:
         """Make the function from a step to its learning rate, for a run of so many steps."""
+        if late := [n for n in self.schedule.get("milestones", ()) if n >= max(1, steps)]:
+            raise RecipeError(
+                f"schedule.milestones has {late}, but the run ends after {steps:,} steps; give "
+                "parts of the run, such as 0.5, and they fit any length"
+            )
         settings = _in_steps(self.schedule, steps)
         build = NAMED["schedule"][settings.pop("name")]
         if "steps" in inspect.signature(build).parameters:
