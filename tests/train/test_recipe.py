@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +102,36 @@ def test_a_file_of_your_own(tmp_path):
         0.8,
         0.9,
     )
+
+
+def test_a_recipe_stands_on_another(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("base = 'paper-preact'\nepochs = 3\n[optimizer]\nlr = 0.05\n")
+    mine, base = recipe.load(str(path)), recipe.load("paper-preact")
+    assert mine == base.override({"epochs": 3, "optimizer": {"lr": 0.05}})
+    assert (mine.model, mine.steps, mine.optimizer["momentum"]) == ("preact_resnet164", None, 0.9)
+    assert base == recipe.load("paper-110").override({"model": "preact_resnet164"})
+
+
+@pytest.mark.parametrize("base", ["papr", "mine.toml", 3])
+def test_a_base_is_one_of_the_packages(tmp_path, monkeypatch, base):
+    """Never a file, so that no recipe stands on itself."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text(f"base = {base!r}\n")
+    with pytest.raises(RecipeError) as error:
+        recipe.load("mine.toml")
+    assert str(error.value).startswith(f"recipe mine.toml: no base {base!r}")
+    assert str(error.value).endswith(f"There are: {', '.join(recipe.names())}")
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_a_recipe_survives_being_shown(tmp_path, name):
+    """With all it has from its base, whose changes then don't reach it."""
+    path = tmp_path / "shown.toml"
+    path.write_text(recipe.resolved(name))
+    assert recipe.load(str(path)) == recipe.load(name)
+    assert "base" not in tomllib.loads(path.read_text())
+    assert path.read_text().startswith(recipe.text(name).partition("\n\n")[0])
 
 
 @pytest.mark.parametrize("name", recipe.names())

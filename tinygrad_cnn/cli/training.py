@@ -234,8 +234,7 @@ def recipes(name: RecipeArgument = None) -> None:
     from ..train import recipe
 
     if name is not None:
-        recipe.load(name)  # a mistake in it is told
-        print(recipe.text(name), end="")
+        print(recipe.resolved(name), end="")
         return
     width = max(map(len, recipe.names()))
     for each in recipe.names():
