@@ -130,7 +130,7 @@ def compared(a: Sequence[float], b: Sequence[float]) -> tuple[str, str]:
     return f"{difference:+.2f} ({low:+.2f} to {high:+.2f})", f"{test.pvalue:.2f}"
 
 
-def spread(values: Sequence[float]) -> str:
+def mean_and_deviation(values: Sequence[float]) -> str:
     """Write mean, standard deviation and number of some values."""
     if not values:
         return "-"
@@ -147,7 +147,7 @@ def summary(records: Sequence[Record]) -> Table:
     for text, sides in accuracies(records).items():
         setup = json.loads(text)
         both = [sides["ours"], sides["torch"]]
-        table.add(*_what(setup), *map(spread, both), *compared(*both))
+        table.add(*_what(setup), *map(mean_and_deviation, both), *compared(*both))
         table.notes.append(f"recipe: {json.dumps(setup['recipe'])}")
     return table
 

@@ -225,6 +225,17 @@ def test_other_settings_are_refused(engine, small, tmp_path):
         investigate(engine, small, tmp_path, only=["svm"], length={"epochs": 3})
 
 
+def test_runs_of_another_length_say_so_in_the_table(engine, small, tmp_path):
+    investigate(engine, small, tmp_path, only=["svm"], length={"epochs": 1})
+    investigate(engine, small, tmp_path, only=["softmax"], length={"epochs": 2})
+    told = f"{CHOICES['images']} images of shapes"
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert lines[0].startswith(f"# small: 2 epochs on {told}; ")
+    assert [line.split(" | ")[0] for line in lines[4:]] == [
+        "| softmax", f"| svm (1 epochs on {told})",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
