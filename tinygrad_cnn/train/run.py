@@ -130,13 +130,14 @@ def train(
         keeper = _keeper(run, config, trainer, every=checkpoint_every)
         plot = Plot(report.plot_curves, run.curves)
         trainer.callbacks = [StopAtNaN(), Progress(), keeper, plot, *callbacks]
-        if run.config.exists():
-            go_on(run, config, trainer)
-        else:
-            files.write_json(run.config, config.to_dict())
-        print(_opening(run, config, trainer), flush=True)
-        _train_or_stop(run, trainer, keeper)
-        return finish(run, config, trainer, test_set)
+        with run.held():
+            if run.config.exists():
+                go_on(run, config, trainer)
+            else:
+                files.write_json(run.config, config.to_dict())
+            print(_opening(run, config, trainer), flush=True)
+            _train_or_stop(run, trainer, keeper)
+            return finish(run, config, trainer, test_set)
 
 
 def _train_or_stop(run: RunFolder, trainer: Trainer, keeper: Checkpoints) -> None:
