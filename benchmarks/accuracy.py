@@ -1,7 +1,6 @@
-r"""Does a recipe reach the same accuracy here and in PyTorch? Seeds, an interval and a t-test.
+"""Does a recipe reach the same accuracy here and in PyTorch? Seeds, an interval and a t-test.
 
-    python benchmarks/accuracy.py --data-dir DIR --results FILE --seeds 5 \
-        --set epochs=2 --set "schedule.milestones=[0.5, 0.75]"
+    python benchmarks/accuracy.py --data-dir DIR --results FILE --seeds 5 --set epochs=2
     python benchmarks/accuracy.py --results FILE --report
 
 A run has a process of its own and leaves a line in FILE; what is there isn't run again. The test
@@ -131,7 +130,7 @@ def compared(a: Sequence[float], b: Sequence[float]) -> tuple[str, str]:
     return f"{difference:+.2f} ({low:+.2f} to {high:+.2f})", f"{test.pvalue:.2f}"
 
 
-def spread(values: Sequence[float]) -> str:
+def mean_and_deviation(values: Sequence[float]) -> str:
     """Write mean, standard deviation and number of some values."""
     if not values:
         return "-"
@@ -148,7 +147,7 @@ def summary(records: Sequence[Record]) -> Table:
     for text, sides in accuracies(records).items():
         setup = json.loads(text)
         both = [sides["ours"], sides["torch"]]
-        table.add(*_what(setup), *map(spread, both), *compared(*both))
+        table.add(*_what(setup), *map(mean_and_deviation, both), *compared(*both))
         table.notes.append(f"recipe: {json.dumps(setup['recipe'])}")
     return table
 

@@ -133,9 +133,11 @@ def training_steps(
     def row(case: steps.Case) -> list[str]:
         weights, some = steps.fresh_weights(case.model), [noise(case.batch_size)] * 2
         sides = {
-            side: steps.trainer(side, case.model, weights, where) for side in (steps.OURS, *peers)
+            side: steps.trainer(side, case.model, weights, where)
+            for side in (steps.EXACT, steps.OURS, *peers)
         }
-        timings = steps.alternating(sides, some, rounds=ROUNDS, backend=at.backend)
+        exact = steps.begin(sides.pop(steps.EXACT), some)
+        timings = steps.alternating(sides, some, exact, rounds=ROUNDS, backend=at.backend)
         return [*map(str, case), "alternating", *steps.cells(case, timings, steps.PEERS)]
 
     table = Table(steps.TITLE, steps.COLUMNS, [])

@@ -36,7 +36,7 @@ from harness import (
     progress,
     stopwatch,
 )  # fmt: skip
-from steps import OURS, batches, begin, check_equal_starts, fresh_weights, over, trainer
+from steps import EXACT, OURS, batches, begin, check_starts, fresh_weights, over, trainer
 
 import tinygrad_cnn as tg
 from tinygrad_cnn.cli import run
@@ -112,7 +112,9 @@ def batch(sizes: Sizes, out: Out) -> None:
     for size in progress(sizes.batches, "batch sizes"):
         some = batches(None, size)
         trainers = {side: trainer(side, model, weights) for side in sides}
-        check_equal_starts({side: begin(each, some) for side, each in trainers.items()})
+        if TORCH in trainers:
+            starts = {side: begin(each, some) for side, each in trainers.items()}
+            check_starts(starts, begin(trainer(EXACT, model, weights), some))
         calls = {side: over(each, some) for side, each in trainers.items()}
         for side, timing in interleave(calls, rounds=sizes.rounds, calls=3).items():
             rates[side].append(size / timing.median)

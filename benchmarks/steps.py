@@ -10,7 +10,8 @@
 Two figures. "fresh": each side runs in processes of its own with its own defaults, which is what a
 user gets. "alternating": all sides in one process, in blocks of ten steps, with this backend's
 setting of malloc, which makes PyTorch faster too. All sides first do two steps from the same
-weights and must have the same losses, and the first must move each parameter equally far.
+weights and must have the losses that PyTorch has in float64, and the first must move each parameter
+as far as it does there.
 """
 
 from __future__ import annotations
@@ -62,9 +63,13 @@ COLUMNS = (
 )  # fmt: skip
 SLOW_TO_COMPILE = "torch.compile takes minutes for {}; --peers compile asks for it"
 QUICK_TO_COMPILE = ("resnet8", "resnet9", "resnet20")
-# Relative: of the losses of two steps, and of the way that the first moves each parameter. Rounding
-# grows with depth: in one parameter of ResNet-110, PyTorch's own two layouts differ by 3 %.
-TOLERANCES = {"float32": ((1e-5, 1e-2), 0.05), "bf16": ((2e-2, 1e-1), 1.0)}
+EXACT = "float64"  # what all are compared with: PyTorch's, where rounding doesn't count
+# How far from it, relative: the losses of two steps, and how far the first moves each parameter.
+# Rounding turns some ReLUs, more of them with depth. PyTorch's float32 batch norm in channels_last
+# rounds its statistics a hundred times as coarsely as in NCHW, so that in preact_resnet164 one
+# parameter moves by 20 % more than it should; ours and NCHW stay below 5 %.
+LOSSES, MOVES = (1e-5, 1e-2), 0.05
+TOLERANCES = {"channels_last": (LOSSES, 0.25), "bf16": ((2e-2, 1e-1), 1.0)}
 BATCHES = 4  # that the steps go round in
 
 Batch = tuple[Any, Any]
@@ -161,22 +166,23 @@ def begin(trainer: Trainer, some: Sequence[Batch]) -> Start:
     return Start([*losses, float(trainer.step(*some[1]))], moved)
 
 
-def check_equal_starts(starts: Mapping[str, Start]) -> None:
-    """Raise Unequal unless all sides began as ours did, to rounding."""
-    ours = starts[OURS]
-    for side, theirs in starts.items():
-        losses, moves = TOLERANCES["bf16" if side == "bf16" else "float32"]
-        if not numpy.allclose(ours.losses, theirs.losses, rtol=losses, atol=0):
+def check_starts(starts: Mapping[str, Start], exact: Start) -> None:
+    """Raise Unequal unless all sides began as float64 does, to rounding."""
+    for side, start in starts.items():
+        losses, moves = TOLERANCES.get(side, (LOSSES, MOVES))
+        if not numpy.allclose(start.losses, exact.losses, rtol=losses, atol=0):
             raise Unequal(
-                f"{side}: the first two steps' losses are {theirs.losses}, ours {ours.losses}, "
-                f"expected to differ by {losses} at most (relative); nothing is timed"
+                f"{side}: the first two steps' losses are {start.losses}, in float64 "
+                f"{exact.losses}, expected to differ by {losses} at most (relative); nothing is "
+                "timed"
             )
-        errors = abs(numpy.divide(ours.moved, theirs.moved) - 1)
+        errors = abs(numpy.divide(start.moved, exact.moved) - 1)
         if not errors.max() <= moves:
             raise Unequal(
                 f"{side}: parameter {errors.argmax()} of {len(errors)} moved in the first step by "
-                f"{theirs.moved[errors.argmax()]:.6g}, ours by {ours.moved[errors.argmax()]:.6g}, "
-                f"expected to differ by {moves} at most (relative); nothing is timed"
+                f"{start.moved[errors.argmax()]:.6g}, in float64 by "
+                f"{exact.moved[errors.argmax()]:.6g}, expected to differ by {moves} at most "
+                "(relative); nothing is timed"
             )
 
 
@@ -184,13 +190,14 @@ def check_equal_starts(starts: Mapping[str, Start]) -> None:
 
 
 def alternating(
-    trainers: Mapping[str, Trainer], some: list[Batch], *, rounds: int, backend: Backend
-) -> dict[str, Timing]:
+    trainers: Mapping[str, Trainer], some: list[Batch], exact: Start, *, rounds: int,
+    backend: Backend,
+) -> dict[str, Timing]:  # fmt: skip
     """Time the sides in blocks of ten steps, the first of which isn't counted.
 
     On a GPU the time is that of five steps, from the first's start to the last's end.
     """
-    check_equal_starts({side: begin(trainer, some) for side, trainer in trainers.items()})
+    check_starts({side: begin(trainer, some) for side, trainer in trainers.items()}, exact)
     calls = {side: over(trainer, some) for side, trainer in trainers.items()}
     return interleave(
         calls, rounds=rounds, calls=3 if on_gpu(backend) else 9,
@@ -247,8 +254,8 @@ def in_own_process(
 
 
 def fresh(
-    case: Case, sides: Sequence[str], weights: Sequence[Any], some: list[Batch], *, rounds: int,
-    seconds: float, backend: str,
+    case: Case, sides: Sequence[str], weights: Sequence[Any], some: list[Batch], exact: Start,
+    *, rounds: int, seconds: float, backend: str,
 ) -> dict[str, Timing]:  # fmt: skip
     """Time the sides in turn, each time in a new process."""
     times: dict[str, list[float]] = {side: [] for side in sides}
@@ -256,7 +263,7 @@ def fresh(
         write(Path(folder), weights, some)
         for _ in range(rounds):
             found = {s: in_own_process(s, case, Path(folder), seconds, backend) for s in sides}
-            check_equal_starts({side: beginning for side, (beginning, _) in found.items()})
+            check_starts({side: beginning for side, (beginning, _) in found.items()}, exact)
             for side, (_, measured) in found.items():
                 times[side] += measured
     return {side: Timing(values) for side, values in times.items()}
@@ -329,14 +336,17 @@ def measure(
         table.notes.append(left_out)
     weights, some = fresh_weights(case.model), batches(data_dir, case.batch_size)
     own = tg.backends.get(backend)
-    trainers = usable(sides, case.model, weights, some, torch_device(own))
+    on = torch_device(own)
+    exact = begin(trainer(EXACT, case.model, weights, on), some)
+    trainers = usable(sides, case.model, weights, some, on)
     found = {}
     if "fresh" in figures:
         found["fresh"] = fresh(
-            case, [*trainers], weights, some, rounds=rounds, seconds=seconds, backend=backend
-        )
+            case, [*trainers], weights, some, exact,
+            rounds=rounds, seconds=seconds, backend=backend,
+        )  # fmt: skip
     if "alternating" in figures:
-        found["alternating"] = alternating(trainers, some, rounds=rounds, backend=own)
+        found["alternating"] = alternating(trainers, some, exact, rounds=rounds, backend=own)
     for figure, timings in found.items():
         table.add(case.model, case.batch_size, figure, *cells(case, timings, PEERS))
     return found

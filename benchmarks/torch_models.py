@@ -158,12 +158,13 @@ def build(name: str, classes: int = 10, **settings: Any) -> nn.Module:
 # ---- what is timed ----
 
 # How PyTorch is run: float32 in its usual memory layout, in that of its faster kernels, compiled,
-# and with products in bfloat16.
+# and with products in bfloat16; and in float64, to compare with.
 VARIANTS: dict[str, dict[str, bool]] = {
     "NCHW": dict(channels_last=False),
     "channels_last": dict(channels_last=True),
     "compile": dict(channels_last=True, compiled=True),
     "bf16": dict(channels_last=True, bf16=True),
+    "float64": dict(channels_last=False, double=True),
 }
 
 
@@ -194,11 +195,12 @@ class Training(NamedTuple):
 
 def training(
     name: str, weights: Sequence[Any], *, channels_last: bool, compiled: bool = False,
-    bf16: bool = False, device: str = "cpu",
+    bf16: bool = False, double: bool = False, device: str = "cpu",
 ) -> Training:  # fmt: skip
     """Prepare a network's training on "cpu" or "cuda"."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = with_weights(name, weights).to(device, memory_format=layout)
+    dtype = torch.float64 if double else torch.float32
+    model = with_weights(name, weights).to(device, dtype, memory_format=layout)
     fused = True if device == "cuda" else None  # the quickest there
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4, fused=fused
@@ -215,8 +217,8 @@ def training(
         return loss.detach()
 
     def place(x: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        images, labels = (torch.as_tensor(a, device=device) for a in (x, targets))
-        return images.contiguous(memory_format=layout), labels
+        images = torch.as_tensor(x, dtype=dtype, device=device)
+        return images.contiguous(memory_format=layout), torch.as_tensor(targets, device=device)
 
     return Training(step, lambda: [p.detach().cpu().numpy() for p in model.parameters()], place)
 

@@ -18,7 +18,7 @@ from cupy_backend.on_device import DeviceBackend
 from hypothesis import settings
 
 import tinygrad_cnn as tg
-from tinygrad_cnn import cli
+from tinygrad_cnn import backends, cli
 from tinygrad_cnn.backends import Backend
 
 # chosen by HYPOTHESIS_PROFILE; ci draws the same examples every time
@@ -29,6 +29,9 @@ settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if "CI" in os.environ else "dev")
 )
 
+collect_ignore = ["mutants.py"]  # --doctest-modules would import it, and it sets a backend
+STARTED_WITH = os.environ.get(backends.VARIABLE)
+
 BACKENDS = [name for name, why_not in tg.available_backends().items() if why_not is None]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "cifar10"
@@ -37,6 +40,12 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "cifar10"
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the tests of the emulated GPU be run on a real one."""
     parser.addoption("--on-device", action="store_true", help="run emulated tests on the GPU")
+
+
+@pytest.fixture
+def started_with() -> str | None:
+    """Give what TINYGRAD_CNN_BACKEND was before any test was collected."""
+    return STARTED_WITH
 
 
 @pytest.fixture

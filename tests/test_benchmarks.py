@@ -395,7 +395,7 @@ def test_wrong_scores_are_not_timed(run, spoil):
 @pytest.mark.parametrize(
     ("kernel", "message"),
     [
-        ("batch_norm", "channels_last: the first two steps' losses are"),
+        ("batch_norm", "steps: ours: the first two steps' losses are"),
         ("conv2d_weight_grad", "of 23 moved in the first step by"),
     ],
 )
@@ -405,6 +405,19 @@ def test_a_wrong_step_is_not_timed(run, spoil, kernel, message):
     status, _, err = run("steps", "--quick", *options)
     assert (status, timed) == (1, [])
     assert message in err
+
+
+def test_what_is_right_is_told_from_what_rounds_coarsely(load):
+    """Ours is held to float64's step; of a peer it is known how coarsely it computes."""
+    steps = load("steps")
+    exact, coarse = steps.Start([2.3, 2.2], [1.0, 0.1]), steps.Start([2.3, 2.2], [1.0, 0.12])
+    steps.check_starts({"channels_last": coarse, "bf16": coarse}, exact)
+    for side in (steps.OURS, "NCHW", "compile"):
+        said = f"{side}: parameter 1 of 2 moved in the first step by 0.12, in float64 by 0.1, "
+        with pytest.raises(steps.Unequal, match=rf"^{said}expected to differ by 0.05 at most"):
+            steps.check_starts({side: coarse}, exact)
+    with pytest.raises(steps.Unequal, match="first two steps' losses are"):
+        steps.check_starts({"channels_last": exact._replace(losses=[2.3, 2.3])}, exact)
 
 
 # ---- the harness ----
@@ -519,8 +532,9 @@ def test_peers_compute_what_our_networks_do(load, name):
 def test_a_race_wants_a_schedule_that_stretches(load):
     speedrun = load("speedrun")
     speedrun.check_stretches("quick", recipe.load("quick"))
+    counted = recipe.load("paper").override({"schedule": {"milestones": [32_000, 48_000]}})
     with pytest.raises(ValueError, match=r"milestones \[32000, 48000\] are steps"):
-        speedrun.check_stretches("paper", recipe.load("paper"))
+        speedrun.check_stretches("paper", counted)
 
 
 def test_convolutions_are_counted(load):

@@ -48,7 +48,7 @@ def engine(load, monkeypatch):
 def small(engine):
     """Give an experiment of two linear classifiers, done in a moment."""
     variants = [engine.Variant(name, name, paper=9.9) for name in ("softmax", "svm")]
-    return engine.Experiment("small", lambda: variants, changes=engine.OF_ANY_LENGTH)
+    return engine.Experiment("small", lambda: variants)
 
 
 def investigate(engine, experiment, out, *, seeds=1, only=(), **changes):
@@ -182,7 +182,7 @@ from tinygrad_cnn import report
 for picture in ("curves", "confusion", "mistakes", "comparison"):
     setattr(report, "plot_" + picture, lambda *args: args[-1].write_bytes(b"PNG"))
 variants = [engine.Variant(name, name) for name in ("svm", "softmax")]
-small = engine.Experiment("small", lambda: variants, changes=engine.OF_ANY_LENGTH)
+small = engine.Experiment("small", lambda: variants)
 choices = {CHOICES | dict(length={"epochs": 40})!r}
 engine.investigate(small, choices, 1, [], [], Path(sys.argv[1]))
 """
@@ -211,7 +211,7 @@ def test_a_killed_experiment_goes_on(tmp_path):
 
 def test_a_run_that_diverges_is_a_row(engine, tmp_path, capsys, monkeypatch):
     wild = engine.Variant("wild", "svm", changes={"optimizer": {"lr": 1e30}}, paper="fail")
-    experiment = engine.Experiment("small", lambda: [wild], changes=engine.OF_ANY_LENGTH)
+    experiment = engine.Experiment("small", lambda: [wild])
     investigate(engine, experiment, tmp_path, length={"steps": 20})
     assert "the loss is nan at step" in (tmp_path / "wild" / "seed0" / "diverged.txt").read_text()
     assert re.search(r"^wild +- +0 \+ 1 diverged +- +- +fail$", capsys.readouterr().out, re.M)
@@ -223,6 +223,17 @@ def test_other_settings_are_refused(engine, small, tmp_path):
     investigate(engine, small, tmp_path, only=["svm"])
     with pytest.raises(ValueError, match=r"svm.seed0 has a run of other settings .* another --out"):
         investigate(engine, small, tmp_path, only=["svm"], length={"epochs": 3})
+
+
+def test_runs_of_another_length_say_so_in_the_table(engine, small, tmp_path):
+    investigate(engine, small, tmp_path, only=["svm"], length={"epochs": 1})
+    investigate(engine, small, tmp_path, only=["softmax"], length={"epochs": 2})
+    told = f"{CHOICES['images']} images of shapes"
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert lines[0].startswith(f"# small: 2 epochs on {told}; ")
+    assert [line.split(" | ")[0] for line in lines[4:]] == [
+        "| softmax", f"| svm (1 epochs on {told})",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

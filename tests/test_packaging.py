@@ -177,6 +177,11 @@ def test_backends_is_no_package_of_its_own(monkeypatch):
         import_module("backends")
 
 
+def test_the_tests_run_on_the_backend_that_a_user_would_get(started_with):
+    """Nothing that pytest imports to look for tests may set it."""
+    assert os.environ.get("TINYGRAD_CNN_BACKEND") == started_with
+
+
 def test_every_package_is_shipped():
     packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
     assert {*PROJECT["tool"]["setuptools"]["packages"]} == packages

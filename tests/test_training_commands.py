@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import tinygrad_cnn as tg
 from tinygrad_cnn import cli, data, models, train
@@ -202,6 +203,55 @@ def test_a_terminal_of_80_columns_gets_a_live_line(tmp_path):
     numbers = r"loss \d\.\d{3}, accuracy +\d+\.\d%, \d+ images/s"
     assert re.search(rf"epoch 2/2 +\d+/14 +{numbers} +\d:\d\d:\d\d", plain)
     assert re.search(r"epoch 2/2: loss .*; \d+ images/s, loader \d+\.\d%", plain)
+
+
+# ---- weights to start from ----
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("kind", ["run", "bare"])
+def test_training_starts_from_weights(run, tmp_path, kind):
+    """With a rate of 0 they stay what they were."""
+    assert run(*TINY, "--out", "first")[0] == 0
+    path = "first/last.safetensors"
+    learned = train.Trained.load(Path(path)).model.state_dict()
+    if kind == "bare":
+        save_file(learned, path := "bare.safetensors")
+    assert run(*TINY, "--out", "next", "--weights", path, "--lr", 0, "--seed", 1)[0] == 0
+    kept = train.Trained.load(Path("next")).model.state_dict()
+    for name, a in learned.items():
+        np.testing.assert_array_equal(kept[name], a)
+    assert read_config(Path("next")).weights == str(tmp_path / path)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_run_goes_on_without_the_weights_it_started_from(run, tmp_path):
+    save_file(models.build("softmax").state_dict(), "w.safetensors")
+    assert run(*TINY, "--out", "r", "--weights", "w.safetensors")[0] == 0
+    Path("w.safetensors").unlink()
+    Path("r/result.json").unlink()
+    assert run("train", "--resume", "r")[0] == 0
+    status, _, err = run("train", "--resume", "r", "--weights", "other.safetensors")
+    assert (status, err) == (
+        2,
+        f"tinygrad-cnn: --weights {tmp_path / 'other.safetensors'} contradicts the run in r, which "
+        f"has {tmp_path / 'w.safetensors'}; leave the option out to go on, or start a new run with "
+        "--out\n",
+    )
+
+
+@pytest.mark.usefixtures("few")
+def test_other_networks_weights_leave_no_run(run, tmp_path):
+    save_file(models.build("mlp").state_dict(), "w.safetensors")
+    said = f"tinygrad-cnn: {tmp_path / 'w.safetensors'} as softmax: load_state_dict: the state "
+    status, _, err = run(*TINY, "--weights", "w.safetensors")
+    assert status == 1
+    assert err.startswith(f"{said}doesn't fit this ")
+    assert "layers.0.weight is unknown" in err
+    assert run(*TINY, "--weights", "none.safetensors")[2].startswith(
+        f"tinygrad-cnn: {tmp_path / 'none.safetensors'}: there is no such file; expected a PyTorch"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 
 # ---- recipes ----

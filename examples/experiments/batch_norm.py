@@ -10,7 +10,7 @@ Theirs is Inception on ImageNet; here it is three layers of CS231n's ConvNet, at
 
 from collections.abc import Iterator
 
-from experiment import OF_ANY_LENGTH, Experiment, Variant, epochs_until, perform
+from experiment import Experiment, Variant, epochs_until, perform
 
 
 def on_and_off() -> Iterator[Variant]:
@@ -23,7 +23,6 @@ def on_and_off() -> Iterator[Variant]:
 EXPERIMENT = Experiment(
     "batch_norm",
     on_and_off,
-    changes=OF_ANY_LENGTH,
     paper="",
     measures={"epochs to 50 % training error": epochs_until(0.5)},
 )

@@ -26,9 +26,7 @@ from tinygrad_cnn.train.config import read_config
 CHECKPOINT_EVERY = 200  # steps
 CURVES = ("epoch", "train_loss", "train_accuracy")  # what is averaged over seeds and drawn
 
-# The schedule of the ResNet papers in parts of the run, so that a run of any length has it; of
-# 64,000 steps these are their 32,000, 48,000 and, for the warm-up, 400.
-OF_ANY_LENGTH: dict[str, Any] = {"schedule": {"milestones": [32 / 64, 48 / 64]}}
+# The warm-up of deep networks, 400 of 64,000 steps.
 WARM_UP: dict[str, Any] = {"warm_up": {"steps": 0.4 / 64, "start": 0.01, "shape": "constant"}}
 
 Measure = Callable[[report.Run], float | None]
@@ -62,7 +60,7 @@ class Experiment:
     variants: Callable[..., Iterable[Variant]]
     depths: tuple[int, ...] = ()
     recipe: str = "paper"
-    changes: Mapping[str, Any] = field(default_factory=lambda: OF_ANY_LENGTH)
+    changes: Mapping[str, Any] = field(default_factory=dict)
     paper: str = "paper: test error, %"
     measures: Mapping[str, Measure] = field(default_factory=dict)
 
@@ -153,18 +151,24 @@ def epochs_until(error: float) -> Measure:
     return measure
 
 
-def table(experiment: Experiment, rows: Sequence[Variant], out: Path) -> list[list[str]]:
-    """Sum up the runs there are, a line for each variant that has some, under a line of headers."""
+def table(
+    experiment: Experiment, rows: Sequence[Variant], out: Path, length: str = ""
+) -> list[list[str]]:
+    """Sum up the runs there are, a line for each variant that has some, under a line of headers.
+
+    Runs that aren't of this length, as `told` says it, have theirs beside the variant's name.
+    """
     headers = ["variant", "parameters", "runs", "training error, %", "test error, %"]
     lines = [[*headers, *experiment.measures, experiment.paper]]
     measures = [train_error, test_error, *experiment.measures.values()]
     for variant in rows:
         if runs := runs_of(variant, out):
             done = [run for run in runs if run.result]
-            cells = [spread([m(run) for run in done]) for m in measures]
+            cells = [summed_up([m(run) for run in done]) for m in measures]
             lost = sum((run.path / "diverged.txt").exists() for run in runs)
             count = f"{len(done)} + {lost} diverged" if lost else str(len(done))
-            lines.append([variant.name, _parameters(done), count, *cells, str(variant.paper)])
+            name = variant.name + _other_length(runs, length)
+            lines.append([name, _parameters(done), count, *cells, str(variant.paper)])
     return lines if experiment.paper else [line[:-1] for line in lines]
 
 
@@ -172,10 +176,15 @@ def _parameters(runs: Sequence[report.Run]) -> str:
     return f"{runs[0].result['parameters']:,}" if runs else "-"
 
 
-def spread(values: Sequence[float | None]) -> str:
+def _other_length(runs: Sequence[report.Run], length: str) -> str:
+    found = {told(train.Config.from_dict(run.config)) for run in runs if run.config}
+    return "".join(f" ({other})" for other in sorted(found - {length}))
+
+
+def summed_up(values: Sequence[float | None]) -> str:
     """Write the median and, of several, mean and standard deviation; and if some are None.
 
-    >>> spread([1.0]), spread([3.0, 1.0, 8.0]), spread([1.0, None])
+    >>> summed_up([1.0]), summed_up([3.0, 1.0, 8.0]), summed_up([1.0, None])
     ('1.00', '3.00 (4.00 ± 3.61)', '1.00, of 1 of 2 runs')
     """
     known = [v for v in values if v is not None]
@@ -204,7 +213,7 @@ def mean_run(variant: Variant, runs: Sequence[report.Run]) -> report.Run:
 def write(experiment: Experiment, rows: Sequence[Variant], out: Path, length: str) -> None:
     """Write OUT/table.md, and OUT/curves.png, the mean of each variant's runs."""
     title = f"# {experiment.name}: {length}; median (mean ± standard deviation over seeds)\n\n"
-    atomic.write(out / "table.md", title + markdown(table(experiment, rows, out)))
+    atomic.write(out / "table.md", title + markdown(table(experiment, rows, out, length)))
     means = [mean_run(variant, runs) for variant in rows if (runs := runs_of(variant, out))]
     if known := [run for run in means if run.history]:
         report.plot_comparison(known, out / "curves.png")
@@ -279,7 +288,7 @@ def investigate(
             config = experiment.configure(variant, seed=seed, **choices)
             carry_out(out / variant.folder / f"seed{seed}", config)
             write(experiment, rows, out, told(config))
-    headers, *lines = table(experiment, rows, out)
+    headers, *lines = table(experiment, rows, out, told(config))
     print()
     print_table(headers, lines)
     print(f"\nthe table is in {out / 'table.md'}, the curves in {out / 'curves.png'}")

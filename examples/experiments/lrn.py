@@ -10,7 +10,7 @@ that AlexNet has, the rate falls as in the recipe `paper`.
 
 from collections.abc import Iterator
 
-from experiment import OF_ANY_LENGTH, Experiment, Variant, perform
+from experiment import Experiment, Variant, perform
 
 OPTIMIZER = {"optimizer": {"lr": 0.01, "weight_decay": 5e-4}}
 
@@ -20,7 +20,7 @@ def on_and_off() -> Iterator[Variant]:
     yield Variant("with LRN", "alexnet_cifar", {"lrn": True}, paper=11)
 
 
-EXPERIMENT = Experiment("lrn", on_and_off, changes=OF_ANY_LENGTH | OPTIMIZER)
+EXPERIMENT = Experiment("lrn", on_and_off, changes=OPTIMIZER)
 
 if __name__ == "__main__":
     perform(EXPERIMENT)

@@ -10,7 +10,7 @@ CIFAR-10, the median of five runs.
 
 from collections.abc import Iterator
 
-from experiment import OF_ANY_LENGTH, WARM_UP, Experiment, Variant, perform
+from experiment import WARM_UP, Experiment, Variant, perform
 
 PAPER = {
     "original": {110: 6.61, 164: 5.93},
@@ -27,9 +27,7 @@ def table_2(depth: int) -> Iterator[Variant]:
         yield Variant(name, model, {"unit": unit}, paper=errors.get(depth, ""))
 
 
-EXPERIMENT = Experiment(
-    "preactivation", table_2, depths=(110, 164), changes=OF_ANY_LENGTH | WARM_UP
-)
+EXPERIMENT = Experiment("preactivation", table_2, depths=(110, 164), changes=WARM_UP)
 
 if __name__ == "__main__":
     perform(EXPERIMENT)

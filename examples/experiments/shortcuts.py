@@ -10,7 +10,7 @@ of five runs; "fail" is an error above 20 %. A row's settings stand in models/pr
 
 from collections.abc import Iterator
 
-from experiment import OF_ANY_LENGTH, WARM_UP, Experiment, Variant, perform
+from experiment import WARM_UP, Experiment, Variant, perform
 
 from tinygrad_cnn.models.preact import TABLE_1
 
@@ -40,7 +40,7 @@ def table_1(depth: int) -> Iterator[Variant]:
         yield Variant(name, f"preact_resnet{depth}", settings, paper=error)
 
 
-EXPERIMENT = Experiment("shortcuts", table_1, depths=(110,), changes=OF_ANY_LENGTH | WARM_UP)
+EXPERIMENT = Experiment("shortcuts", table_1, depths=(110,), changes=WARM_UP)
 
 if __name__ == "__main__":
     perform(EXPERIMENT)

@@ -334,7 +334,32 @@ def test_the_model_may_be_named(run):
     assert config.recipe.model == "svm"
 
 
+def test_option_b_is_a_setting(peers, run):
+    """Of akamaster's; its probabilities, so that no channel is out of order."""
+    theirs = peers.shaken(peers.akamaster_resnet(20, option="B"))
+    peers.torch.save({"state_dict": theirs.state_dict()}, "b.th")
+    assert run("convert", "b.th", "b.safetensors", "--set", "shortcut=B")[0] == 0
+    trained, pixels = train.Trained.load(Path("b.safetensors")), images(32)
+    mean, std = (np.reshape(s, (3, 1, 1)) for s in (IMAGENET_MEAN, IMAGENET_STD))
+    with peers.torch.no_grad():
+        expected = theirs(peers.torch.tensor((pixels / 255 - mean) / std).float()).softmax(1)
+    np.testing.assert_allclose(trained.probabilities(pixels), expected.numpy(), atol=1e-4)
+
+
 MISTAKES = {
+    "setting": (
+        ["--model", "resnet8", "--set", "shortcut=D"],
+        "resnet: shortcut is 'D'; expected 'A', 'B', 'C' or None",
+    ),
+    "no setting": (
+        ["--model", "resnet8", "--set", "shortcat=B"],
+        "no setting model_settings.shortcat of resnet8; did you mean 'shortcut'?",
+    ),
+    "other setting": (
+        ["--model", "resnet8", "--set", "shortcut=B"],
+        "w.safetensors as resnet8: load_state_dict: the state doesn't fit this CifarResNet: "
+        "layer2.0.shortcut.0.weight is missing",
+    ),
     "entries": (
         ["--model", "resnet20"],
         "w.safetensors as resnet20: load_state_dict: the state doesn't fit this CifarResNet: "

@@ -90,26 +90,36 @@ def torchvision_resnet(depth, classes=1000):
 class AkamasterBlock(t.Module):
     expansion = 1
 
+    option = "A"
+
     def __init__(self, c, planes, stride):
         super().__init__()
         self.conv1, self.bn1 = conv(c, planes, 3, stride), t.BatchNorm2d(planes)
         self.conv2, self.bn2 = conv(planes, planes, 3), t.BatchNorm2d(planes)
         self.grows, self.planes = stride != 1 or c != planes, planes
+        if self.grows and self.option == "B":
+            self.shortcut = t.Sequential(conv(c, planes, 1, stride), t.BatchNorm2d(planes))
 
     def forward(self, x):
         h = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.grows:
+        if self.grows and self.option == "B":
+            x = self.shortcut(x)
+        elif self.grows:
             x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.planes // 4, self.planes // 4))
         return F.relu(h + x)
 
 
-class AkamasterResNet(t.Module):
-    """Option A with the zero channels on both sides."""
+class AkamasterBlockB(AkamasterBlock):
+    option = "B"
 
-    def __init__(self, n, classes):
+
+class AkamasterResNet(t.Module):
+    """Option A with the zero channels on both sides, or B."""
+
+    def __init__(self, n, classes, block=AkamasterBlock):
         super().__init__()
         self.conv1, self.bn1 = conv(3, 16, 3), t.BatchNorm2d(16)
-        made = stages(AkamasterBlock, (n, n, n), 16, (16, 32, 64))
+        made = stages(block, (n, n, n), 16, (16, 32, 64))
         self.layer1, self.layer2, self.layer3 = made
         self.linear = t.Linear(64, classes)
 
@@ -118,8 +128,9 @@ class AkamasterResNet(t.Module):
         return self.linear(F.avg_pool2d(x, x.shape[3]).flatten(1))
 
 
-def akamaster_resnet(depth, classes=10):
-    return AkamasterResNet((depth - 2) // 6, classes)
+def akamaster_resnet(depth, classes=10, option="A"):
+    block = AkamasterBlock if option == "A" else AkamasterBlockB
+    return AkamasterResNet((depth - 2) // 6, classes, block)
 
 
 # ---- as if trained ----

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,6 +104,36 @@ def test_a_file_of_your_own(tmp_path):
     )
 
 
+def test_a_recipe_stands_on_another(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("base = 'paper-preact'\nepochs = 3\n[optimizer]\nlr = 0.05\n")
+    mine, base = recipe.load(str(path)), recipe.load("paper-preact")
+    assert mine == base.override({"epochs": 3, "optimizer": {"lr": 0.05}})
+    assert (mine.model, mine.steps, mine.optimizer["momentum"]) == ("preact_resnet164", None, 0.9)
+    assert base == recipe.load("paper-110").override({"model": "preact_resnet164"})
+
+
+@pytest.mark.parametrize("base", ["papr", "mine.toml", 3])
+def test_a_base_is_one_of_the_packages(tmp_path, monkeypatch, base):
+    """Never a file, so that no recipe stands on itself."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text(f"base = {base!r}\n")
+    with pytest.raises(RecipeError) as error:
+        recipe.load("mine.toml")
+    assert str(error.value).startswith(f"recipe mine.toml: no base {base!r}")
+    assert str(error.value).endswith(f"There are: {', '.join(recipe.names())}")
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_a_recipe_survives_being_shown(tmp_path, name):
+    """With all it has from its base, whose changes then don't reach it."""
+    path = tmp_path / "shown.toml"
+    path.write_text(recipe.resolved(name))
+    assert recipe.load(str(path)) == recipe.load(name)
+    assert "base" not in tomllib.loads(path.read_text())
+    assert path.read_text().startswith(recipe.text(name).partition("\n\n")[0])
+
+
 @pytest.mark.parametrize("name", recipe.names())
 def test_a_recipe_survives_json(name):
     read = recipe.load(name)
@@ -147,6 +178,27 @@ def test_steps_below_1_are_parts_of_the_run():
     schedule = parts.build_schedule(100)
     at = [schedule(step) for step in (0, 9, 10, 49, 50, 79, 80)]
     np.testing.assert_allclose(at, [0.05, 0.05, 0.1, 0.1, 0.01, 0.01, 0.001])
+
+
+@pytest.mark.parametrize("name", ["paper", "paper-110", "paper-preact"])
+def test_the_papers_rate_falls_in_a_run_of_any_length(name):
+    """What --epochs 20 makes of 50,000 images: 7,820 steps."""
+    short = recipe.load(name).override({"epochs": 20})
+    steps = short.total_steps(391)
+    schedule, whole = short.build_schedule(steps), recipe.load(name).build_schedule(64_000)
+    for part in (0, 0.006, 0.0065, 0.49, 0.51, 0.74, 0.76, 0.999):
+        assert schedule(int(part * steps)) == whole(int(part * 64_000))
+    np.testing.assert_allclose(schedule(steps - 1), 0.001)
+
+
+def test_milestones_after_the_end_are_refused():
+    counted = make(schedule={"name": "multistep", "milestones": [0.5, 99, 100, 150]})
+    assert counted.build_schedule(151)
+    said = r"schedule.milestones has \[100, 150\], but the run ends after 100 steps; give parts of"
+    with pytest.raises(RecipeError, match=said):
+        counted.build_schedule(100)
+    halved = make(schedule={"name": "multistep", "milestones": [0.5]})
+    assert halved.build_schedule(1)(0) == 0.1
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ import tinygrad_cnn as tg
 from tinygrad_cnn import data, models, nn, report, train
 from tinygrad_cnn.train import checkpoint, run
 from tinygrad_cnn.train.config import check_resumable, read_config
+from tinygrad_cnn.train.folder import RunFolder
 from tinygrad_cnn.train.recipe import Recipe, RecipeError
 from tinygrad_cnn.train.run import open_data  # before tests replace it
 
@@ -57,6 +58,10 @@ def stop_at(step):
 
 def contents(folder):
     return {name: (folder / name).read_bytes() for name in SAME}
+
+
+def contents_of_all(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 # ---- what a run leaves ----
@@ -111,6 +116,39 @@ def test_the_best_epoch_on_held_out_images_is_kept(tmp_path):
         best = train.Trained.load(tmp_path / "run" / "best.safetensors")
         metrics, _ = best.evaluate(run.open_data(None)[1])
     assert result["test_accuracy"] == metrics.accuracy
+
+
+def test_of_equally_good_epochs_the_first_is_kept(tmp_path):
+    """A model that never learns: all its epochs are equally good."""
+    still = config(epochs=3, model="softmax", optimizer={"lr": 0.0})
+    run.start(tmp_path / "run", still)
+    _, facts = checkpoint.load(tmp_path / "run" / "best.safetensors")
+    assert facts["epoch"] == 1
+    lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["validation_accuracy"] for line in lines}) == 1
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    with pytest.raises(train.Stopped):
+        run.start(tmp_path / "run", config(), callbacks=[stop_at(1)])
+    before = contents_of_all(tmp_path / "run")
+    said = "^another process trains in .*run; let it end, or choose another --out$"
+    with RunFolder(tmp_path / "run").held(), pytest.raises(train.RecipeError, match=said):
+        run.resume(tmp_path / "run")
+    assert contents_of_all(tmp_path / "run") == before
+    run.resume(tmp_path / "run")
+
+
+def test_a_process_that_dies_lets_go(tmp_path):
+    """Of its lock; the file stays and means nothing."""
+    program = f"""
+import os, pathlib
+from tinygrad_cnn.train.folder import RunFolder
+with RunFolder(pathlib.Path({str(tmp_path)!r})).held():
+    os._exit(0)"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    with RunFolder(tmp_path).held():
+        pass
 
 
 def test_without_validation_the_last_is_used(tmp_path):

@@ -16,6 +16,7 @@ Examples:
 * `tinygrad-cnn predict resnet50.safetensors photo.jpg`
 * `tinygrad-cnn convert resnet20.th resnet20.safetensors`: of akamaster's pytorch_resnet_cifar10
 * `tinygrad-cnn evaluate resnet20.safetensors --data cifar10`
+* `tinygrad-cnn train --weights resnet20.safetensors --data cifar10 --model resnet20`
 """
 Colours = tuple[float, float, float] | None
 
@@ -28,6 +29,10 @@ DestArgument = Annotated[
 ModelOption = Annotated[
     str | None,
     typer.Option(help="Network; default: what fits.", autocompletion=complete_model),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of it, such as shortcut=B."),
 ]
 ClassesOption = Annotated[
     Path | None,
@@ -45,18 +50,21 @@ StdOption = Annotated[Colours, typer.Option(help="Their standard deviation; defa
 
 def convert(
     source: SourceArgument, dest: DestArgument, model: ModelOption = None,
-    classes: ClassesOption = None, mean: MeanOption = None, std: StdOption = None,
+    settings: SetOption = None, classes: ClassesOption = None, mean: MeanOption = None,
+    std: StdOption = None,
 ) -> None:  # fmt: skip
     """Turn weights from PyTorch into a file that evaluate and predict take.
 
-    Names are torchvision's, those of akamaster's CIFAR networks, or our own, of networks in
-    their usual settings; what a run left needs no converting. Nothing that a
-    checkpoint's pickle names is run.
+    Names are torchvision's, those of akamaster's CIFAR networks, or our own; what a run left needs
+    no converting. Nothing that a checkpoint's pickle names is run.
     """
-    from ..train import convert
+    from ..train import convert, recipe
 
     labels = classes and classes.read_text(encoding="utf-8").rstrip().splitlines()
-    choices: dict[str, Any] = dict(model=model, classes=labels, mean=mean, std=std)
+    own = {key: value for text in settings or [] for key, value in recipe.parse(text).items()}
+    choices: dict[str, Any] = dict(
+        model=model, classes=labels, mean=mean, std=std, settings=own or None
+    )
     name = convert(source, dest, **{k: v for k, v in choices.items() if v is not None})
     print(f"{dest} holds the weights of {name}")
     print(f"next: tinygrad-cnn predict {dest} IMAGE.png")

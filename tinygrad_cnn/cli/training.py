@@ -87,6 +87,10 @@ SetOption = Annotated[
     in_recipe("--set", metavar="KEY=VALUE", help="Any setting of the recipe, such as "
               "optimizer.momentum=0.8; as often as needed."),
 ]  # fmt: skip
+WeightsOption = Annotated[
+    Path | None,
+    in_run(help="Start from the weights in this file: a run's, converted or PyTorch's."),
+]
 SeedOption = Annotated[int | None, in_recipe(help="What all randomness comes from; default: 0.")]
 OutOption = Annotated[Path | None, in_run(help="A new folder for the run; default: in runs/.")]
 ResumeOption = Annotated[
@@ -125,9 +129,9 @@ def train(
     validation: ValidationOption = None, recipe: RecipeOption = None, model: ModelOption = None,
     epochs: EpochsOption = None, batch_size: BatchOption = None, lr: RateOption = None,
     settings: SetOption = None, seed: SeedOption = None, out: OutOption = None,
-    resume: ResumeOption = None, checkpoint_every: EveryOption = None,
-    backend: BackendOption = None, threads: ThreadsOption = None,
-    checkpoint_activations: ActivationsOption = None,
+    weights: WeightsOption = None, resume: ResumeOption = None,
+    checkpoint_every: EveryOption = None, backend: BackendOption = None,
+    threads: ThreadsOption = None, checkpoint_activations: ActivationsOption = None,
 ) -> None:  # fmt: skip
     """Train a network.
 
@@ -138,8 +142,9 @@ def train(
 
     overrides = _overrides(settings or [], model, epochs, batch_size, lr)
     choices: dict[str, Any] = dict(
-        data=data, images=images, validation=validation, seed=seed, backend=backend
-    )
+        data=data, images=images, validation=validation, seed=seed, backend=backend,
+        weights=str(weights.resolve()) if weights else None,
+    )  # fmt: skip
     choices = {name: value for name, value in choices.items() if value is not None}
     if resume is None:
         choices |= dict(data_dir=data_dir, threads=threads)
@@ -234,8 +239,7 @@ def recipes(name: RecipeArgument = None) -> None:
     from ..train import recipe
 
     if name is not None:
-        recipe.load(name)  # a mistake in it is told
-        print(recipe.text(name), end="")
+        print(recipe.resolved(name), end="")
         return
     width = max(map(len, recipe.names()))
     for each in recipe.names():

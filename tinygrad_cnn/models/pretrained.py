@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ def load_pretrained(
         state = {name: a for name, a in state.items() if not name.startswith(last)}
         state |= {name: a for name, a in own.items() if name.startswith(last)}
     model.load_state_dict(state)
+
+
+@contextmanager
+def blaming(source: object, model: str) -> Iterator[None]:
+    """Name the file and the network in an error of loading."""
+    try:
+        yield
+    except ValueError as error:
+        raise WeightsError(f"{source} as {model}: {error}") from None
 
 
 def read_weights(path: str | Path) -> State:
@@ -158,8 +168,11 @@ def _from_akamaster(state: State) -> State:
     Where a stage has twice the channels of the one before, option A puts zeros on both sides there
     and after here: channels 8 to 23 there are our first 16. So all that writes to a stage's sum
     (conv2 and its batch norm) or reads from it (conv1, the classifier) is put into our order; what
-    is between conv1 and conv2 stays. The function is the same.
+    is between conv1 and conv2 stays. The function is the same. With option B, projections, nothing
+    is out of order.
     """
+    if any(".shortcut." in name for name in state):
+        return {name.replace("linear.", "fc."): a for name, a in state.items()}
     first = numpy.arange(16)
     second = _doubled(first)
     third = _doubled(second)

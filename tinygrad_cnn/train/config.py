@@ -18,7 +18,8 @@ class Config:
     `images` takes only the first so many to train, and a fifth of that to test; `validation` is how
     many of the training images are held out. `recipe_name` and `data_dir` say where things came
     from, `threads` how many BLAS has: another number may change the last bits.
-    `checkpoint_activations` changes memory and time, and nothing else.
+    `checkpoint_activations` changes memory and time, and nothing else. The first weights are those
+    in the file `weights`, or fresh.
     """
 
     recipe: Recipe
@@ -31,6 +32,7 @@ class Config:
     backend: str | None = None  # None: the current one, which TINYGRAD_CNN_BACKEND names
     threads: int | None = None
     checkpoint_activations: bool = False
+    weights: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give what from_dict reads."""

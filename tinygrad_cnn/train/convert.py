@@ -11,6 +11,7 @@ import numpy
 from .. import models, nn
 from ..data.archives import ARCHIVES
 from ..models import WeightsError
+from ..models.pretrained import blaming
 from . import checkpoint
 from .config import Config
 from .recipe import Recipe
@@ -25,21 +26,23 @@ def convert(
     dest: Path,
     *,
     model: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> str:
     """Write the weights in `source` (see models.read_weights) to `dest`; gives the network's name.
 
-    The network is recognised unless `model` names it. `classes` default to CIFAR's for a network of
-    its images with as many outputs, else to numbers. `mean` and `std` are per channel, of pixels
-    from 0 to 1.
+    The network is recognised unless `model` names it; `settings` are its own. `classes` default to
+    CIFAR's for a network of its images with as many outputs, else to numbers. `mean` and `std` are
+    per channel, of pixels from 0 to 1.
     """
     if dest.suffix != ".safetensors":
         raise WeightsError(f"{dest}: the result's name must end in .safetensors")
     state = models.read_weights(source)
     name = model or models.recognize(state)
-    net = _filled(name, state, source)
+    recipe = Recipe.from_dict(dict(model=name, model_settings=settings or {}, steps=1))
+    net = _filled(recipe, state, source)
     (outputs, *_), (channels, side, _) = net.parameters()[-1].shape, net.image_shape
     guess = f"cifar{outputs}" if net.image_shape == (3, 32, 32) else ""
     data = guess if guess in ARCHIVES else "unknown"
@@ -52,7 +55,7 @@ def convert(
     arrays = {f"model.{n}": a for n, a in net.state_dict().items()}
     for what, values in {"mean": mean, "std": std}.items():
         arrays[f"normalization.{what}"] = numpy.reshape(values, (-1, 1, 1)).astype(numpy.float64)
-    config = Config(Recipe(model=name, steps=1), f"converted from {source.name}", data=data)
+    config = Config(recipe, f"converted from {source.name}", data=data)
     border = BORDER if side >= 224 else 0.0
     facts = {"config": config.to_dict(), "classes": list(map(str, labels)), "border": border}
     checkpoint.save(dest, arrays, facts)
@@ -73,13 +76,12 @@ def _check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
         )
 
 
-def _filled(name: str, state: Mapping[str, Any], source: Path) -> models.Classifier:
+def _filled(recipe: Recipe, state: Mapping[str, Any], source: Path) -> models.Classifier:
+    name, settings = recipe.model, recipe.model_settings
     with nn.init.skipped():
-        net = models.build(name)
+        net = models.build(name, **settings)
         last = state.get(f"{models.head_of(net)}.weight", ())
-        net = models.build(name, classes=len(last) or 10)
-    try:
+        net = models.build(name, classes=len(last) or 10, **settings)
+    with blaming(source, name):
         net.load_state_dict(state)
-    except ValueError as error:
-        raise WeightsError(f"{source} as {name}: {error}") from None
     return net

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,21 @@ class RunFolder:
                 f"{self.path} already has a run; go on with it (--resume {self.path}) "
                 "or choose another --out"
             )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Train here alone: a second process is refused until this one lets go or dies."""
+        from filelock import FileLock, Timeout
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(FileLock(self.path / ".lock", blocking=False))
+            except Timeout:
+                raise FolderTaken(
+                    f"another process trains in {self.path}; let it end, or choose another --out"
+                ) from None
+            yield
 
     @property
     def chosen(self) -> Path:

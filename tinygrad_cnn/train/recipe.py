@@ -1,7 +1,8 @@
 """Recipes: all that decides how a network is trained, as data.
 
-A recipe is a TOML file, one of the package's by name or your own by path. What it leaves out has
-the default below; what it misspells is an error.
+A recipe is a TOML file, one of the package's by name or your own by path. What it leaves out is as
+in the package's recipe that it names as its `base`, or has the default below; what it misspells is
+an error.
 
 >>> recipe = load("paper").override({"epochs": 2, "optimizer": {"lr": 0.05}})
 >>> recipe.epochs, recipe.steps, recipe.optimizer["lr"], recipe.optimizer["momentum"]
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import json
 import tomllib
 from collections.abc import Callable, Mapping
@@ -154,6 +156,11 @@ class Recipe:
 
     def build_schedule(self, steps: int) -> optim.Schedule:
         """Make the function from a step to its learning rate, for a run of so many steps."""
+        if late := [n for n in self.schedule.get("milestones", ()) if n >= max(1, steps)]:
+            raise RecipeError(
+                f"schedule.milestones has {late}, but the run ends after {steps:,} steps; give "
+                "parts of the run, such as 0.5, and they fit any length"
+            )
         settings = _in_steps(self.schedule, steps)
         build = NAMED["schedule"][settings.pop("name")]
         if "steps" in inspect.signature(build).parameters:
@@ -195,7 +202,13 @@ def load(name: str) -> Recipe:
     """Read the package's recipe of that name, or a TOML file if `name` ends in .toml."""
     content = text(name)
     try:
-        return Recipe.from_dict(tomllib.loads(content))
+        table = tomllib.loads(content)
+        base = table.pop("base", None)
+        if base is None:
+            return Recipe.from_dict(table)
+        if base not in names():
+            raise RecipeError(f"no base {base!r}{suggestion(str(base), names())}")
+        return load(base).override(table)
     except (RecipeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"recipe {name}: {error}") from None
 
@@ -212,6 +225,20 @@ def text(name: str) -> str:
     return (files(__package__) / f"{name}.toml").read_text(encoding="utf-8")
 
 
+def resolved(name: str) -> str:
+    """Give a recipe's TOML as it was written, or if it has a base with all its settings."""
+    recipe, written = load(name), text(name)
+    if "base" not in tomllib.loads(written):
+        return written
+    comment = itertools.takewhile(lambda line: line.startswith("#"), written.splitlines())
+    table = recipe.to_dict()
+    sections = {name: table.pop(name) for name in SECTIONS}
+    lines = [*comment, "", *_as_toml(table)]
+    for section, settings in sections.items():
+        lines += ["", f"[{section}]", *_as_toml(settings)] if settings else []
+    return "\n".join([*lines, ""])
+
+
 def parse(setting: str) -> dict[str, Any]:
     """Read KEY=VALUE as the line of TOML that it nearly is; a value that is none is a string.
 
@@ -223,6 +250,10 @@ def parse(setting: str) -> dict[str, Any]:
         with contextlib.suppress(tomllib.TOMLDecodeError):
             return tomllib.loads(text)
     raise RecipeError(f"{setting!r} is no setting; expected KEY=VALUE, such as optimizer.lr=0.1")
+
+
+def _as_toml(settings: Settings) -> list[str]:
+    return [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
 
 
 def _parameters(section: str, settings: Settings) -> dict[str, bool]:

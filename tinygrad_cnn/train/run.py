@@ -14,6 +14,7 @@ import numpy
 
 from .. import backends, data, models, nn, report
 from ..backends.threads import set_threads
+from ..models.pretrained import blaming
 from . import folder as files
 from .callbacks import Checkpoints, Plot, StopAtNaN
 from .config import Config, read_config
@@ -122,19 +123,21 @@ def train(
     if threads is not None:
         set_threads(threads, backend)
     with backends.use_backend(backend):
-        trainer = build(config, train_set)
+        begun = run.last.exists() or run.previous.exists()
+        trainer = build(replace(config, weights=None) if begun else config, train_set)
         if checkpoint_activations:
             nn.checkpoint_activations(trainer.model)
         keeper = _keeper(run, config, trainer, every=checkpoint_every)
         plot = Plot(report.plot_curves, run.curves)
         trainer.callbacks = [StopAtNaN(), Progress(), keeper, plot, *callbacks]
-        if run.config.exists():
-            go_on(run, config, trainer)
-        else:
-            files.write_json(run.config, config.to_dict())
-        print(_opening(run, config, trainer), flush=True)
-        _train_or_stop(run, trainer, keeper)
-        return finish(run, config, trainer, test_set)
+        with run.held():
+            if run.config.exists():
+                go_on(run, config, trainer)
+            else:
+                files.write_json(run.config, config.to_dict())
+            print(_opening(run, config, trainer), flush=True)
+            _train_or_stop(run, trainer, keeper)
+            return finish(run, config, trainer, test_set)
 
 
 def _train_or_stop(run: RunFolder, trainer: Trainer, keeper: Checkpoints) -> None:
@@ -156,7 +159,7 @@ def build(config: Config, train_set: data.Dataset) -> Trainer:
     at: dict[str, Any] = dict(seed=seed, normalize=statistics, dtype=recipe.dtype)
     augment = recipe.build_augment(train_set.images, statistics)
     loader = _loader(train_set, recipe.batch_size, augment=augment, **at)
-    model = build_model(recipe, train_set, seed=seed)
+    model = build_model(recipe, train_set, seed=seed, weights=config.weights)
     steps = recipe.total_steps(len(loader))
     return Trainer(
         model, recipe.build_optimizer(model.parameters()), loader, steps=steps,
@@ -196,11 +199,17 @@ def _split(dataset: data.Dataset, config: Config) -> tuple[data.Dataset, data.Da
     return data.split(dataset, config.validation, seed=config.seed)
 
 
-def build_model(recipe: Recipe, dataset: data.Dataset, *, seed: int) -> models.Classifier:
-    """Make the recipe's model with fresh weights, for a data set's classes."""
+def build_model(
+    recipe: Recipe, dataset: data.Dataset, *, seed: int, weights: str | None = None
+) -> models.Classifier:
+    """Make the recipe's model for a data set's classes, with fresh weights or those in a file."""
     rng = numpy.random.default_rng(seed)
     model = recipe.build_model(len(dataset.classes), rng)
     _check_shape(recipe.model, model.image_shape, dataset)
+    if weights:
+        state = models.read_weights(weights)
+        with blaming(weights, recipe.model):
+            model.load_state_dict(state)
     model.astype(recipe.dtype)
     return model
 
