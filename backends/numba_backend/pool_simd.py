@@ -1,8 +1,17 @@
 """Pooling in float32 where the channels fill whole vectors: what `pool.py` does, in registers.
 
-There, each position of a window is a short loop over the channels, which reads and writes the
-pixel that is being made. Here the loop over vectors of channels is outside and that over the window
-inside. (The gradient of max pooling has too much to find out about each window for that.)
+Max pooling makes a row in *stretches*: pixels whose windows the image's edges cut alike. A stretch
+is one loop over vectors, in which the usual windows are unrolled.
+
+    3x3, stride 2, padding 1       x  . 0 1 2 3 4 5 6         y   0 is cut; 1 2 3 are a stretch
+                                     [0 0 0]
+                                         [1 1 1]              dx  0 2 4 are in one window each,
+                                             [2 2 2]              1 3 5 in two
+
+The pixels of dx are taken in *phases*, at stride 2 the even and the odd ones of a row: all of a
+phase are in equally many windows, at the same positions there.
+
+A gradient that no cache can hold is written past the caches, which spares reading its old values.
 """
 
 from __future__ import annotations
@@ -10,17 +19,57 @@ from __future__ import annotations
 from functools import partial
 
 import numpy
-from numba import prange
+from numba import njit, prange
 
 from . import pool
 from .compiler import kernel
 from .host import LANES
 from .parts import bounds
 from .pool import GEOMETRY, windows
-from .simd import load, load_bytes, select_equal, select_larger, splat, store, store_bytes
+from .simd import load, select_larger, splat, store, store_bytes, stream, where_byte
 
 IMAGES, POSITIONS = "float32[:, :, :, ::1]", "uint8[:, :, :, ::1]"
 ZERO, LOWEST = numpy.float32(0), numpy.float32(-numpy.inf)
+CACHE = 2**22  # floats, 16 MB: of larger arrays little is still there when they are read
+
+
+@njit(forceinline=True)
+def write(a, i, v):
+    """Write a[i : i + LANES] = v, past the caches if they can't hold a."""
+    if a.size > CACHE:
+        stream(a, i, v)
+    else:
+        store(a, i, v)
+
+
+# ---- forward: `window` is where the first window begins in x, `across` the floats to the next ----
+
+
+@njit
+def cut_alike(ow, k, s, left, W, Wo):
+    """Give the columns of a window that are in the image, and how many from it on have the same."""
+    w = ow * s - left
+    first, last = max(0, -w), min(k, W - w)
+    whole = first == 0 and last == k
+    return first, last - first, (min(Wo, (W + left - k) // s + 1) - ow if whole else 1)
+
+
+@njit(forceinline=True)
+def write_largest(x, y, argmax, rows, columns, position, kw, window, line, across, to, count):
+    """Write the largest of `count` windows; the first pixel of each has this position."""
+    C, c = x.shape[3], 0
+    for place in range(to, to + count * C, LANES):
+        best, at = splat(LOWEST), splat(ZERO)
+        for i in range(rows):
+            for j in range(columns):
+                v = load(x, window + i * line + j * C)
+                at = select_larger(v, best, splat(numpy.float32(position + i * kw + j)), at)
+                best = select_larger(v, best, v, best)
+        store(y, place, best)
+        store_bytes(argmax, place, at)
+        c, window = c + LANES, window + LANES
+        if c == C:
+            c, window = 0, window + across - C
 
 
 @kernel(f"void({IMAGES}, {GEOMETRY}, {IMAGES}, {POSITIONS})")
@@ -32,20 +81,47 @@ def largest(x, kh, kw, sh, sw, top, left, parts, y, argmax):
         start, stop = bounds(N * Ho, parts, part)
         for row in range(start, stop):
             n, h = row // Ho, row % Ho * sh - top
-            rows = range(max(0, -h), min(kh, H - h))
-            for ow in range(Wo):
-                w = ow * sw - left
-                columns = range(max(0, -w), min(kw, W - w))
-                window, to = ((n * H + h) * W + w) * C, (row * Wo + ow) * C
-                for c in range(0, C, LANES):
-                    best, at = splat(LOWEST), splat(ZERO)
-                    for i in rows:
-                        for j in columns:
-                            v = load(x, window + (i * W + j) * C + c)
-                            at = select_larger(v, best, splat(numpy.float32(i * kw + j)), at)
-                            best = select_larger(v, best, v, best)
-                    store(y, to + c, best)
-                    store_bytes(argmax, to + c, at)
+            above, ow = max(0, -h), 0
+            rows = min(kh, H - h) - above
+            while ow < Wo:
+                aside, columns, count = cut_alike(ow, kw, sw, left, W, Wo)
+                window = ((n * H + h + above) * W + ow * sw - left + aside) * C
+                to, position = (row * Wo + ow) * C, above * kw + aside
+                at = window, W * C, sw * C, to, count
+                if position == 0 and rows == columns == kw == 2:
+                    write_largest(x, y, argmax, 2, 2, 0, 2, *at)
+                elif position == 0 and rows == columns == kw == 3:
+                    write_largest(x, y, argmax, 3, 3, 0, 3, *at)
+                else:
+                    write_largest(x, y, argmax, rows, columns, position, kw, *at)
+                ow += count
+
+
+# ---- backward ----
+
+
+@njit
+def met_alike(w, k, s, left, W, Wo):
+    """Give the windows of a pixel, and how many of its phase from it on are in as many."""
+    (last, phase), met = divmod(w + left, s), windows(w + left, k, s, Wo)
+    whole = len(met) == (k - 1 - phase) // s + 1 > 0  # none where the stride leaves gaps
+    return met, min(Wo - last, (W - w + s - 1) // s) if whole else 1
+
+
+@njit(forceinline=True)
+def write_won(g, argmax, dx, rows, columns, at, down, aside, window, line, across, to, count):
+    """Write what `count` pixels won; the first is at position `at` of its first window."""
+    C, c = g.shape[3], 0
+    for first in range(window, window + count * C, LANES):
+        total = splat(ZERO)
+        for i in range(rows):
+            for j in range(columns):
+                place, position = first + i * line + j * C, at - i * down - j * aside
+                total = total + where_byte(argmax, place, numpy.uint8(position), load(g, place))
+        write(dx, to, total)
+        c, to = c + LANES, to + LANES
+        if c == C:
+            c, to = 0, to + across - C
 
 
 @kernel(f"void({IMAGES}, {POSITIONS}, {GEOMETRY}, {IMAGES})")
@@ -58,18 +134,24 @@ def largest_grad(g, argmax, kh, kw, sh, sw, top, left, parts, dx):
         for row in range(start, stop):
             n, h = row // H, row % H + top
             rows = windows(h, kh, sh, Ho)
-            for w in range(left, W + left):
-                to = (row * W + w - left) * C
-                for c in range(0, C, LANES):
-                    store(dx, to + c, splat(ZERO))
-                for oh in rows:
-                    for ow in windows(w, kw, sw, Wo):
-                        window = ((n * Ho + oh) * Wo + ow) * C
-                        position = splat(numpy.float32((h - oh * sh) * kw + w - ow * sw))
-                        for c in range(0, C, LANES):
-                            won, share = load_bytes(argmax, window + c), load(g, window + c)
-                            share = select_equal(won, position, share, splat(ZERO))
-                            store(dx, to + c, load(dx, to + c) + share)
+            for phase in range(min(sw, W)):
+                w = phase
+                while w < W:
+                    met, count = met_alike(w, kw, sw, left, W, Wo)
+                    to, window = (row * W + w) * C, ((n * Ho + rows.start) * Wo + met.start) * C
+                    at = (h - rows.start * sh) * kw + w + left - met.start * sw
+                    rest = at, sh * kw, sw, window, Wo * C, sw * C, to, count
+                    if len(rows) == len(met) == 1:
+                        write_won(g, argmax, dx, 1, 1, *rest)
+                    elif len(rows) == 1 and len(met) == 2:
+                        write_won(g, argmax, dx, 1, 2, *rest)
+                    elif len(rows) == 2 and len(met) == 1:
+                        write_won(g, argmax, dx, 2, 1, *rest)
+                    elif len(rows) == len(met) == 2:
+                        write_won(g, argmax, dx, 2, 2, *rest)
+                    else:
+                        write_won(g, argmax, dx, len(rows), len(met), *rest)
+                    w += count * sw
 
 
 @kernel(f"void({IMAGES}, {GEOMETRY}, {IMAGES})")
@@ -113,7 +195,7 @@ def average_grad(g, kh, kw, sh, sw, top, left, parts, dx):
                     for oh in rows:
                         for ow in columns:
                             total = total + load(g, ((n * Ho + oh) * Wo + ow) * C + c)
-                    store(dx, to + c, share * total)
+                    write(dx, to + c, share * total)
 
 
 max_pool2d = partial(pool.max_pool2d, run=largest)

@@ -124,16 +124,18 @@ def store(typing, a, i, v):
 
 
 @intrinsic
-def load_bytes(typing, a, i):
-    """Read LANES bytes (uint8) as floats."""
+def stream(typing, a, i, v):
+    """Write a[i : i + LANES] = v past the caches; i is a multiple of LANES, a is aligned."""
 
     def emit(context, builder, sig, args):
-        place = _address(context, builder, sig.args[0], *args)
-        value = builder.load(builder.bitcast(place, BYTES.as_pointer()))
-        value.align = 1
-        return builder.uitofp(value, VECTOR)
+        array, index, v = args
+        place = _address(context, builder, sig.args[0], array, index)
+        write = builder.store(v, builder.bitcast(place, VECTOR.as_pointer()))
+        write.align = 4 * LANES
+        write.set_metadata("nontemporal", builder.module.add_metadata([LANE(1)]))
+        return context.get_dummy_value()
 
-    return vector(a, types.intp), emit
+    return types.void(a, types.intp, vector), emit
 
 
 @intrinsic
@@ -148,6 +150,23 @@ def store_bytes(typing, a, i, v):
         return context.get_dummy_value()
 
     return types.void(a, types.intp, vector), emit
+
+
+@intrinsic
+def where_byte(typing, a, i, byte, v):
+    """Take v where a[i : i + LANES] (uint8) equals a byte, else 0."""
+
+    def emit(context, builder, sig, args):
+        array, index, byte, v = args
+        place = _address(context, builder, sig.args[0], array, index)
+        value = builder.load(builder.bitcast(place, BYTES.as_pointer()))
+        value.align = 1
+        first = builder.insert_element(ir.Constant(BYTES, ir.Undefined), byte, LANE(0))
+        zeros = ir.Constant(ir.VectorType(LANE, LANES), [0] * LANES)
+        same = builder.icmp_unsigned("==", value, builder.shuffle_vector(first, first, zeros))
+        return builder.select(same, v, ZEROS)
+
+    return vector(a, types.intp, types.uint8, vector), emit
 
 
 @intrinsic
@@ -287,17 +306,6 @@ def select_larger(typing, a, b, x, y):
         a, b, x, y = args
         larger = builder.fcmp_ordered(">", a, b)
         return builder.select(builder.or_(larger, builder.fcmp_unordered("uno", a, a)), x, y)
-
-    return vector(vector, vector, vector, vector), emit
-
-
-@intrinsic
-def select_equal(typing, a, b, x, y):
-    """Select x where a == b, else y."""
-
-    def emit(context, builder, sig, args):
-        a, b, x, y = args
-        return builder.select(builder.fcmp_ordered("==", a, b), x, y)
 
     return vector(vector, vector, vector, vector), emit
 

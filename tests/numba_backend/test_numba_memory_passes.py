@@ -9,9 +9,11 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from tinygrad_cnn.backends import get
-from tinygrad_cnn.backends.base import nhwc
+from tinygrad_cnn.backends.base import nchw, nhwc
 
 NUMBA, NUMPY = get("numba"), get("numpy")
 
@@ -191,3 +193,34 @@ def test_no_input_makes_numba_compile_again():
             use(odd, dtype)
     assert compiled() == before
     assert all(len(s) == 1 for versions in before.values() for s in versions)
+
+
+@given(
+    size=st.tuples(*2 * [st.integers(1, 9)]),
+    kernel=st.tuples(*2 * [st.integers(1, 4)]),
+    stride=st.tuples(*2 * [st.integers(1, 4)]),
+    channels=st.sampled_from([16, 48]),
+    seed=st.integers(0, 99),
+)
+def test_max_pooling_in_registers_of_any_window(size, kernel, stride, channels, seed):
+    """Cut windows, gaps between windows and NaN give what the reference gives, bit for bit."""
+    padding = tuple((k // 2, k // 2) for k in kernel)
+    assume(all(n + 2 * (k // 2) >= k for n, k in zip(size, kernel, strict=True)))
+    at = dict(kernel_size=kernel, stride=stride, padding=padding)
+    rng = np.random.default_rng(seed)
+    x = nchw(rng.integers(-3, 4, (2, *size, channels)).astype(np.float32))
+    x[rng.random(x.shape) < 0.02] = np.nan
+    (y, argmax), (expected, positions) = (b.max_pool2d(x, **at) for b in (NUMBA, NUMPY))
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(argmax, positions)
+    g = nchw(rng.integers(-3, 4, nhwc(y).shape).astype(np.float32))
+    dx, expected = (b.max_pool2d_grad(g, argmax, x_shape=x.shape, **at) for b in (NUMBA, NUMPY))
+    np.testing.assert_array_equal(dx, expected)
+
+
+def test_a_gradient_larger_than_the_caches():
+    g = nchw(np.random.default_rng(0).integers(-3, 4, (1, 257, 1024, 16)).astype(np.float32))
+    at = dict(kernel_size=(1, 1), stride=(1, 1), padding=((0, 0), (0, 0)))
+    won = np.zeros_like(g, np.uint8)
+    np.testing.assert_array_equal(NUMBA.max_pool2d_grad(g, won, x_shape=g.shape, **at), g)
+    np.testing.assert_array_equal(NUMBA.avg_pool2d_grad(g, x_shape=g.shape, **at), g)
