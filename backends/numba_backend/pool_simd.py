@@ -26,7 +26,7 @@ from .compiler import kernel
 from .host import LANES
 from .parts import bounds
 from .pool import GEOMETRY, windows
-from .simd import load, select_larger, splat, store, store_bytes, stream, where_byte
+from .simd import fence, load, select_larger, splat, store, store_bytes, stream, where_byte
 
 IMAGES, POSITIONS = "float32[:, :, :, ::1]", "uint8[:, :, :, ::1]"
 ZERO, LOWEST = numpy.float32(0), numpy.float32(-numpy.inf)
@@ -152,6 +152,7 @@ def largest_grad(g, argmax, kh, kw, sh, sw, top, left, parts, dx):
                     else:
                         write_won(g, argmax, dx, len(rows), len(met), *rest)
                     w += count * sw
+        fence()
 
 
 @kernel(f"void({IMAGES}, {GEOMETRY}, {IMAGES})")
@@ -196,6 +197,7 @@ def average_grad(g, kh, kw, sh, sw, top, left, parts, dx):
                         for ow in columns:
                             total = total + load(g, ((n * Ho + oh) * Wo + ow) * C + c)
                     write(dx, to + c, share * total)
+        fence()
 
 
 max_pool2d = partial(pool.max_pool2d, run=largest)

@@ -125,14 +125,11 @@ def store(typing, a, i, v):
 
 @intrinsic
 def stream(typing, a, i, v):
-    """Write a[i : i + LANES] = v past the caches; i is a multiple of LANES, a is aligned."""
+    """Write a[i : i + LANES] = v past the caches, to a multiple of its size; then `fence`."""
 
     def emit(context, builder, sig, args):
         array, index, v = args
-        place = _address(context, builder, sig.args[0], array, index)
-        write = builder.store(v, builder.bitcast(place, VECTOR.as_pointer()))
-        write.align = 4 * LANES
-        write.set_metadata("nontemporal", builder.module.add_metadata([LANE(1)]))
+        _stream(builder, v, _address(context, builder, sig.args[0], array, index))
         return context.get_dummy_value()
 
     return types.void(a, types.intp, vector), emit
@@ -375,7 +372,7 @@ store_line = _line_writer(
 )
 stream_line = _line_writer(
     "stream_line",
-    "Do the same past the caches; each vector begins at a multiple of its size.",
+    "Do the same past the caches, each vector to a multiple of its size; then `fence`.",
     _stream,
 )
 
