@@ -17,13 +17,16 @@
 // block reads from the arrays ROWS or COLUMNS. While one pair of tiles is multiplied, the next is on
 // its way into registers, four values an instruction where four neighbours lie in one piece.
 //
+// The drawing is of `Threads` below, the default and the one to read. With `Warps` of
+// tensor_cores.cuh only the inner product is another: which thread adds up what, and how.
+//
 // An operand is a struct with
 //     bool ALONG_K              whether neighbours in memory have neighbouring k, or else rows
 //                               (B's columns are called rows too)
 //     Place place(row)          what it wants to know of a row, computed once; of any row, also of
 //                               those up to a tile beyond the last
 //     const T* find(place, k)   where the value lies; null if it is zero, as all beyond the end are
-//     bool GRADIENT             whether it is one
+//     bool GRADIENT             whether it is one, whose values may be too small for fp16
 //     bool fours                whether four neighbours from a multiple of four on lie in one piece
 #include "device.cuh"
 

@@ -27,7 +27,8 @@
 // g + 8, and of 16 columns 2g and 2g + 1 become n = g of two fragments. Then
 //
 // - a lane reads a0 with a1, and the b0 of two fragments, as neighbours: one instruction each, and
-//   with GAP = 8 a half warp's words lie in 32 different banks;
+//   with GAP = 8 a half warp's words lie in 32 different banks (where they are written, two or four
+//   threads meet in one);
 // - the four sums d0, d0', d1, d1' of the two fragments are columns 4q .. 4q + 3: neighbours, which
 //   the kernels write as they write those of `Threads`.
 #include "product.cuh"
@@ -80,8 +81,8 @@ struct Bf16 {
 };
 
 // Gradients are often below 6e-5, where fp16 has ever fewer bits: they are multiplied by SCALE
-// before they are rounded and their sums divided by it after, both exactly. A gradient of 64 or more
-// is infinite then.
+// before they are rounded and their sums divided by it after, both exactly. From 64 on a gradient is
+// infinite then.
 struct Fp16 {
     using Element = unsigned short;
     static constexpr float SCALE = 1024;
@@ -119,6 +120,7 @@ struct Warps {
     static constexpr int ACROSS = COLUMNS / (4 * WIDTH);  // warps side by side
     static_assert(HEIGHT % 2 == 0 && WIDTH % 4 == 0, "no whole fragments");
     static_assert(DEPTH / PACKED % 8 == 0, "no whole fragments along k");
+    static_assert((ROWS + GAP) % 16 == 8 && (COLUMNS + GAP) % 16 == 8, "lanes meet in a bank");
 
     float sums[HEIGHT][WIDTH] = {};
 

@@ -2,21 +2,19 @@
 
 import numpy as np
 
-MANTISSA = {"tf32": 11, "bf16": 8, "fp16": 11}  # bits, the leading one included
+BITS = {"tf32": 11, "bf16": 8, "fp16": 11}  # of the mantissa, the leading one included
+LEAST = {"tf32": -136, "bf16": -133, "fp16": -24}  # the last bit is worth 2**LEAST or more
+MOST = {"tf32": np.finfo("f").max, "bf16": np.finfo("f").max, "fp16": 65504}
 
 
 def rounded(a, precision):
-    """Give float32 values that the precision can hold; fp16 also as to range."""
+    """Give the float32 values nearest to these that a precision can hold."""
     if precision == "fp32":
         return a
     mantissa, exponent = np.frexp(a.astype(np.float64))  # 0.5 <= |mantissa| < 1
-    bits = np.full(a.shape, MANTISSA[precision])
-    if precision == "fp16":
-        bits = np.minimum(bits, exponent + 24)  # its last bit is never worth less than 2**-24
+    bits = np.minimum(BITS[precision], exponent - LEAST[precision])
     whole = np.ldexp(mantissa, bits)
-    away = np.trunc(whole + np.copysign(0.5, whole))
-    nearest = away if precision == "tf32" else np.rint(whole)
-    value = np.ldexp(nearest, exponent - bits)
-    with np.errstate(over="ignore"):
-        most = np.float32(65504) if precision == "fp16" else np.finfo(np.float32).max
-        return np.where(np.abs(value) > most, np.copysign(np.inf, value), value).astype(np.float32)
+    halves_away = np.trunc(whole + np.copysign(0.5, whole))
+    value = np.ldexp(halves_away if precision == "tf32" else np.rint(whole), exponent - bits)
+    infinite = np.copysign(np.inf, value)
+    return np.where(np.abs(value) > MOST[precision], infinite, value).astype(np.float32)
