@@ -145,23 +145,23 @@ struct Warps {
             for (int i = 0; i < HEIGHT; i += 2) read(a[i / 2], a_tile, k, row(i));
 #pragma unroll
             for (int j = 0; j < WIDTH; j += 4) {
-                Pair upper = pair(b_tile[k + q()][left() + j * 4 + 2 * g()]);
-                Pair lower = pair(b_tile[k + q() + 4][left() + j * 4 + 2 * g()]);
+                Pair near = pair(b_tile[k + q()][left() + j * 4 + 2 * g()]);
+                Pair far = pair(b_tile[k + q() + 4][left() + j * 4 + 2 * g()]);
 #pragma unroll
                 for (int i = 0; i < HEIGHT; i += 2)
 #pragma unroll
                     for (int n = 0; n < 2; n++)
                         Format::multiply(sums[i][j + n], sums[i][j + n + 2], sums[i + 1][j + n],
                                          sums[i + 1][j + n + 2], a[i / 2],
-                                         {upper.at[n], lower.at[n]});
+                                         {near.at[n], far.at[n]});
             }
         }
     }
 
     template <typename Shared>
     __device__ static void read(unsigned (&a)[4], const Shared& tile, int k, int row) {
-        Pair left = pair(tile[k + q()][row]), right = pair(tile[k + q() + 4][row]);
-        a[0] = left.at[0], a[1] = left.at[1], a[2] = right.at[0], a[3] = right.at[1];
+        Pair near = pair(tile[k + q()][row]), far = pair(tile[k + q() + 4][row]);
+        a[0] = near.at[0], a[1] = near.at[1], a[2] = far.at[0], a[3] = far.at[1];
     }
 
     // The word that begins here, and the next row's.

@@ -123,12 +123,12 @@ BUGS = {
     ),
     "registers of a fragment exchanged": (
         "conv2d in bf16", "tensor_cores.cuh",
-        "a[1] = left.at[1], a[2] = right.at[0]", "a[2] = left.at[1], a[1] = right.at[0]",
+        "a[1] = near.at[1], a[2] = far.at[0]", "a[2] = near.at[1], a[1] = far.at[0]",
         WRONG_VALUES,
     ),
     "neighbouring k exchanged in one operand's words": (
-        "conv2d in bf16", "tensor_cores.cuh", "a[0] = left.at[0]",
-        "a[0] = left.at[0] << 16 | left.at[0] >> 16", WRONG_VALUES,
+        "conv2d in bf16", "tensor_cores.cuh", "a[0] = near.at[0]",
+        "a[0] = near.at[0] << 16 | near.at[0] >> 16", WRONG_VALUES,
     ),
     "a row of a fragment that is another lane's": (
         "conv2d in tf32", "tensor_cores.cuh", "i / 2 * 16 + 2 * g() + i % 2",
