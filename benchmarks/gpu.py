@@ -117,9 +117,8 @@ def parts(data_dir: Path | None) -> dict[str, Part]:
         "selftest": Part(100, tests_do, selftest, "every op's values, gradients and layout"),
         "kernels": Part(
             80, no_tests, pytest("-m", "emulated", "--on-device"),
-            "the tests that elsewhere run on emulated kernels, on the GPU's",
+            "the tests of emulated kernels, tensor cores' fragments too, on the GPU's",
         ),
-        # Behind it belongs the check of tensor cores' fragments, once there are such kernels.
         "backend": Part(140, no_tests, pytest("-m", "device"), "the tests of backends, on cupy"),
         "memory": Part(25, "", inside("memory"), "1,000 steps need no more memory than 100"),
         "memcheck": Part(35, no_sanitizer, sanitizer("memcheck"), "no access beyond an array"),
@@ -220,7 +219,7 @@ def report(
         found = by_name.get(name, Result(name, "not run", 0, ""))
         cells = (name, part.about, found.outcome, f"{found.seconds:.0f}", last_line(found.said))
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Not checked, for there are none yet: tensor cores' fragments, CUDA graphs.", ""]
+    lines += ["", "Not checked, for there are none yet: CUDA graphs.", ""]
     tables = (out / f"{result.name}.md" for result in results)
     lines += [table.read_text(encoding="utf-8") for table in tables if table.exists()]
     for result in results:

@@ -17,6 +17,7 @@ from .autograd import GraphFreed, SavedTensorChanged, forward_hook, no_grad, op
 from .backends import BackendUnavailable, set_backend, use_backend
 from .backends import available as available_backends
 from .backends import register as register_backend
+from .backends.precision import PrecisionUnavailable, set_precision, use_precision
 from .creation import full, ones, randn, tensor, zeros
 from .functional import concatenate, pad, stack, unfused, where
 from .gradcheck import GradcheckError, gradcheck
@@ -28,10 +29,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendMismatch", "BackendUnavailable", "GradcheckError", "GraphFreed",
-    "SavedTensorChanged", "Tensor", "available_backends", "concatenate", "forward_hook", "full",
-    "functional", "grad", "gradcheck", "manual_seed", "no_grad", "ones", "op", "pad", "randn",
-    "register_backend", "relu_rule", "set_backend", "stack", "tensor", "unfused", "use_backend",
-    "where", "zeros",
+    "PrecisionUnavailable", "SavedTensorChanged", "Tensor", "available_backends",
+    "concatenate", "forward_hook", "full", "functional", "grad", "gradcheck", "manual_seed",
+    "no_grad", "ones", "op", "pad", "randn", "register_backend", "relu_rule", "set_backend",
+    "set_precision", "stack", "tensor", "unfused", "use_backend", "use_precision", "where",
+    "zeros",
 ]  # fmt: skip
 
 _LAZY = (

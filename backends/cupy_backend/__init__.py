@@ -89,6 +89,7 @@ class CupyBackend(Backend):
     """Run on the current CUDA device."""
 
     name = "cupy"
+    precision = "fp32"  # ../precision.py sets it
 
     def __init__(self, cupy: Any) -> None:
         self.xp = cupy
@@ -115,9 +116,20 @@ class CupyBackend(Backend):
         return self.map(erf, x)
 
     def choose(self, kernel: str, *, shapes: Shapes, dtype: Any, **settings: Any) -> str:
-        """Name the path that serves a kernel: a pure function of geometry and dtype."""
+        """Name the path that serves a kernel: a function of geometry, dtype and the precision."""
         path = _best(kernel, shapes, numpy.dtype(dtype), settings)
+        rounded = self.precision_of(dtype)
+        if path and path.name == "implicit_gemm" and rounded != "fp32":
+            return f"{path.name}_{rounded}"
         return path.name if path else "reference"
+
+    def compute_capability(self) -> int:
+        """Tell what the device's instructions are: 75 is what NVIDIA calls 7.5."""
+        return int(self.xp.cuda.Device().compute_capability)
+
+    def precision_of(self, dtype: Any) -> str:
+        """Tell in which precision arrays of a dtype are multiplied: float64 is never rounded."""
+        return self.precision if numpy.dtype(dtype) == "float32" else "fp32"
 
     def gather_crop_and_flip(self, images: Array, *arrays: Array, padding: int) -> Array:
         """Make a training batch of a data set of bytes: see augment.py."""

@@ -7,10 +7,12 @@
 // The matrix of shifted pixels (im2col) is nowhere in memory: a block finds each tile of it in x.
 #include "convolution.cuh"
 #include "product.cuh"
+#include "tensor_cores.cuh"
 
 template <typename T>
 struct Pixels {
     static constexpr bool ALONG_K = true;
+    static constexpr bool GRADIENT = false;
     struct Place {
         int image;  // where it begins in x; -1 beyond the last row
         int h, w;   // the pixel under the filter's first tap
@@ -36,6 +38,7 @@ struct Pixels {
 template <typename T>
 struct Filters {
     static constexpr bool ALONG_K = true;
+    static constexpr bool GRADIENT = false;
     struct Place {
         const T* filter;  // null beyond the last
     };
@@ -51,21 +54,21 @@ struct Filters {
 };
 
 // Grid: tiles of rows, tiles of columns, groups.
-template <typename T, int ROWS, int COLUMNS, int HEIGHT, int WIDTH>
-__global__ void LAUNCHED_AS(Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>)
+template <typename T, typename Tile>
+__global__ void LAUNCHED_AS(Tile)
 conv2d(const T* x, const T* w, T* y, Convolution at) {
-    using Tile = Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>;
-    int first_row = blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS, group = blockIdx.z;
+    int group = blockIdx.z;
+    int first_row = blockIdx.x * Tile::ROWS, first_column = blockIdx.y * Tile::COLUMNS;
     int size = at.kh * at.kw * at.C, rows = at.N * at.Ho * at.Wo;
     Pixels<T> pixels{at, x + group * at.C, at.C % 4 == 0 && holds_fours(x)};
     Filters<T> filters{at, w + group * at.O * size, size, size % 4 == 0 && holds_fours(w)};
     Tile tile;
-    tile.add(pixels, filters, first_row, first_column, 0, size);
+    add_products(tile, pixels, filters, first_row, first_column, 0, size);
     bool fours = at.O % 4 == 0 && holds_fours(y);
 #pragma unroll
-    for (int i = 0; i < HEIGHT; i++)
+    for (int i = 0; i < Tile::HEIGHT; i++)
 #pragma unroll
-        for (int j = 0; j < WIDTH; j += 4) {
+        for (int j = 0; j < Tile::WIDTH; j += 4) {
             int row = first_row + Tile::row(i), o = first_column + Tile::column(j);
             T* p = y + (row * at.groups + group) * at.O + o;
             if (row < rows) store(p, &tile.sums[i][j], at.O - o, fours);

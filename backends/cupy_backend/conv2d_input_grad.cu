@@ -12,6 +12,7 @@
 // So nothing is multiplied by the zeros that a stride would put between the values of g.
 #include "convolution.cuh"
 #include "product.cuh"
+#include "tensor_cores.cuh"
 
 // One axis of a phase: the pixels first, first + stride, ... and the taps tap, tap + step, ...
 struct Phase {
@@ -34,6 +35,7 @@ struct Phase {
 template <typename T>
 struct Gathered {
     static constexpr bool ALONG_K = true;
+    static constexpr bool GRADIENT = true;
     struct Place {
         int image;  // where it begins in g; -1 beyond the last row
         int h, w;   // the place in g that the first tap met
@@ -61,6 +63,7 @@ struct Gathered {
 template <typename T>
 struct Turned {
     static constexpr bool ALONG_K = false;
+    static constexpr bool GRADIENT = false;
     struct Place {
         int c;
     };
@@ -80,13 +83,12 @@ struct Turned {
 };
 
 // Grid: tiles of the largest phase's rows, tiles of columns, phases times groups. `plus` is added.
-template <typename T, int ROWS, int COLUMNS, int HEIGHT, int WIDTH>
-__global__ void LAUNCHED_AS(Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>)
+template <typename T, typename Tile>
+__global__ void LAUNCHED_AS(Tile)
 conv2d_input_grad(const T* g, const T* w, const T* plus, T* dx, Convolution at) {
-    using Tile = Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>;
     int group = blockIdx.z % at.groups, phase = blockIdx.z / at.groups;
     int first_h = phase / at.stride_w, first_w = phase % at.stride_w;
-    int first_row = blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS;
+    int first_row = blockIdx.x * Tile::ROWS, first_column = blockIdx.y * Tile::COLUMNS;
     Phase down(first_h, at.H, at.kh, at.stride_h, at.top, at.dilation_h);
     Phase across(first_w, at.W, at.kw, at.stride_w, at.left, at.dilation_w);
     int pixels = down.pixels * across.pixels;
@@ -96,18 +98,19 @@ conv2d_input_grad(const T* g, const T* w, const T* plus, T* dx, Convolution at) 
     const T* own = w + group * at.O * at.kh * at.kw * at.C;
     Turned<T> turned{at, down, across, own, at.C % 4 == 0 && holds_fours(w)};
     Tile tile;
-    tile.add(gathered, turned, first_row, first_column, 0, down.taps * across.taps * at.O);
+    int end = down.taps * across.taps * at.O;
+    add_products(tile, gathered, turned, first_row, first_column, 0, end);
 
     bool fours = at.C % 4 == 0 && holds_fours(dx);
 #pragma unroll
-    for (int i = 0; i < HEIGHT; i++) {
+    for (int i = 0; i < Tile::HEIGHT; i++) {
         int row = first_row + Tile::row(i), n = row / pixels, pixel = row % pixels;
         if (n >= at.N) continue;
         int h = first_h + pixel / across.pixels * at.stride_h;
         int x_w = first_w + pixel % across.pixels * at.stride_w;
         int begin = (((n * at.H + h) * at.W + x_w) * at.groups + group) * at.C;
 #pragma unroll
-        for (int j = 0; j < WIDTH; j += 4) {
+        for (int j = 0; j < Tile::WIDTH; j += 4) {
             int c = first_column + Tile::column(j);
             T* sums = &tile.sums[i][j];
             if (plus) add(sums, plus + begin + c, at.C - c);

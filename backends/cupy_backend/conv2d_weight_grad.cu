@@ -15,10 +15,12 @@
 // the same to the last bit in every run.
 #include "convolution.cuh"
 #include "product.cuh"
+#include "tensor_cores.cuh"
 
 template <typename T>
 struct Taps {
     static constexpr bool ALONG_K = false;
+    static constexpr bool GRADIENT = false;
     struct Place {
         int h, w;   // from the pixel under a filter's corner to the one under this tap
         int c;      // -1 beyond the last row
@@ -45,6 +47,7 @@ struct Taps {
 template <typename T>
 struct Gradients {
     static constexpr bool ALONG_K = false;
+    static constexpr bool GRADIENT = true;
     struct Place {
         int o;
     };
@@ -60,24 +63,23 @@ struct Gradients {
 };
 
 // Grid: tiles of rows, tiles of columns, groups times parts of `length` pixels.
-template <typename T, int ROWS, int COLUMNS, int HEIGHT, int WIDTH>
-__global__ void LAUNCHED_AS(Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>)
+template <typename T, typename Tile>
+__global__ void LAUNCHED_AS(Tile)
 conv2d_weight_grad(const T* g, const T* x, T* partial, int length, Convolution at) {
-    using Tile = Product<T, ROWS, COLUMNS, HEIGHT, WIDTH>;
     int group = blockIdx.z % at.groups, part = blockIdx.z / at.groups;
-    int first_row = blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS;
+    int first_row = blockIdx.x * Tile::ROWS, first_column = blockIdx.y * Tile::COLUMNS;
     int begin = part * length, end = min(begin + length, at.N * at.Ho * at.Wo);
     Taps<T> taps{at, x + group * at.C, end, at.C % 4 == 0 && holds_fours(x)};
     Gradients<T> gradients{at, g + group * at.O, end, at.O % 4 == 0 && holds_fours(g)};
     Tile tile;
-    tile.add(taps, gradients, first_row, first_column, begin, end);
+    add_products(tile, taps, gradients, first_row, first_column, begin, end);
 
     int rows = at.kh * at.kw * at.C;
     bool fours = at.O % 4 == 0 && holds_fours(partial);
 #pragma unroll
-    for (int i = 0; i < HEIGHT; i++)
+    for (int i = 0; i < Tile::HEIGHT; i++)
 #pragma unroll
-        for (int j = 0; j < WIDTH; j += 4) {
+        for (int j = 0; j < Tile::WIDTH; j += 4) {
             int row = first_row + Tile::row(i), o = first_column + Tile::column(j);
             T* p = partial + (blockIdx.z * rows + row) * at.O + o;
             if (row < rows) store(p, &tile.sums[i][j], at.O - o, fours);

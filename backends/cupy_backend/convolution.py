@@ -2,6 +2,9 @@
 
 The weights go to the kernels as (O, kh, kw, C/groups), in which a filter's values have the order of
 the pixels' channels that they meet: a copy of some KB where they lie otherwise.
+
+Arrays are float32 or float64 and so are the sums. What is multiplied is rounded to the backend's
+precision if that is not fp32 and the arrays are float32: see tensor_cores.cuh.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import numpy
 
 from ..base import Array, nhwc
 from ..geometry import Padding, Pair, Shape, output_size
-from .launch import Program, blocks
+from .launch import CAPABILITY, TYPES, Program, blocks
 
 if TYPE_CHECKING:
     from . import CupyBackend
@@ -32,22 +35,30 @@ GEOMETRY = numpy.dtype([(field, "i4") for field in (
 )])  # fmt: skip
 
 
-def _kernels(name: str) -> tuple[str, ...]:
-    return tuple(_kernel(name, columns) for columns in TILES)
+def _programs(name: str, *more: str) -> dict[str, Program]:
+    """Name the instances of a kernel for each precision; only float64 has no choice."""
+    return {
+        precision: Program(
+            f"{name}.cu", *(_kernel(name, columns, precision) for columns in TILES), *more,
+            dtypes=tuple(TYPES) if precision == "fp32" else ("float32",), capability=least,
+        )
+        for precision, least in CAPABILITY.items()
+    }  # fmt: skip
 
 
-def _kernel(name: str, columns: int) -> str:
+def _kernel(name: str, columns: int, precision: str) -> str:
     """Name the instance whose tile is `columns` wide, or the widest."""
-    return f"{name}<T, {', '.join(map(str, _tile(columns)))}>"
+    kind = "Threads<T" if precision == "fp32" else f"Warps<{precision.capitalize()}"
+    return f"{name}<T, {kind}, {', '.join(map(str, _tile(columns)))}>>"
 
 
 def _tile(columns: int) -> tuple[int, int, int, int]:
     return TILES[next((width for width in TILES if columns <= width), max(TILES))]
 
 
-FORWARD = Program("conv2d.cu", *_kernels("conv2d"))
-INPUT_GRAD = Program("conv2d_input_grad.cu", *_kernels("conv2d_input_grad"))
-WEIGHT_GRAD = Program("conv2d_weight_grad.cu", *_kernels("conv2d_weight_grad"), "add_parts<T>")
+FORWARD = _programs("conv2d")
+INPUT_GRAD = _programs("conv2d_input_grad")
+WEIGHT_GRAD = _programs("conv2d_weight_grad", "add_parts<T>")
 
 
 def conv2d(
@@ -97,7 +108,8 @@ def conv2d_weight_grad(
     )  # fmt: skip
     dw = backend.xp.empty(w_shape, x.dtype)
     grid = (blocks(dw.size, THREADS),)
-    backend.launch(WEIGHT_GRAD, "add_parts<T>", x.dtype, grid, THREADS, (partial, dw, parts, at))
+    program = WEIGHT_GRAD[backend.precision_of(x.dtype)]
+    backend.launch(program, "add_parts<T>", x.dtype, grid, THREADS, (partial, dw, parts, at))
     return dw
 
 
@@ -111,14 +123,17 @@ def _parts(pixels: int, rows: int, columns: int, groups: int) -> tuple[int, int]
 
 
 def _launch(
-    backend: CupyBackend, program: Program, name: str, rows: int, columns: int, layers: int,
-    args: tuple[Any, ...],
+    backend: CupyBackend, programs: dict[str, Program], name: str, rows: int, columns: int,
+    layers: int, args: tuple[Any, ...],
 ) -> None:  # fmt: skip
     """Launch a kernel that covers rows x columns, in each of so many layers, with its tiles."""
     height, width, *share = _tile(columns)
     grid = blocks(rows, height), blocks(columns, width), layers
     threads = height * width // (share[0] * share[1])
-    backend.launch(program, _kernel(name, columns), args[0].dtype, grid, threads, args)
+    dtype = args[0].dtype
+    precision = backend.precision_of(dtype)
+    kernel = _kernel(name, columns, precision)
+    backend.launch(programs[precision], kernel, dtype, grid, threads, args)
 
 
 def _geometry(

@@ -31,17 +31,24 @@ from ..base import Array
 FOLDER = Path(__file__).parent
 OPTIONS = ("--std=c++17",)
 TYPES = {"float32": "float", "float64": "double"}
+# What the kernels multiply in, and the least compute capability whose tensor cores have it.
+CAPABILITY = {"fp32": 0, "tf32": 80, "bf16": 80, "fp16": 75}
 MOST_SHARED = 48 * 1024  # bytes a block may have without asking for more
 MOST_BLOCKS = (2**31 - 1, 65535, 65535)
 
 
 class Program:
-    """A .cu file and what is instantiated of its templates: `name<T, ...>` for every dtype."""
+    """A .cu file and what is instantiated of its templates: `name<T, ...>` for every dtype.
+
+    `capability` is the least compute capability of a GPU that has its instructions.
+    """
 
     all: list[Program] = []  # noqa: RUF012  (what the compile check goes through)
 
-    def __init__(self, file: str, *kernels: str, dtypes: tuple[str, ...] = tuple(TYPES)) -> None:
-        self.file, self.kernels, self.dtypes = file, kernels, dtypes
+    def __init__(
+        self, file: str, *kernels: str, dtypes: tuple[str, ...] = tuple(TYPES), capability: int = 0
+    ) -> None:
+        self.file, self.kernels, self.dtypes, self.capability = file, kernels, dtypes, capability
         self.all.append(self)
 
     def expression(self, kernel: str, dtype: str) -> str:
@@ -84,8 +91,8 @@ class Launcher:
 
     def __init__(self, raw_module: Callable[..., Any]) -> None:
         self._raw_module = raw_module
-        self._modules: dict[tuple[str, str], Any] = {}
-        self._functions: dict[tuple[str, str, str], Any] = {}
+        self._modules: dict[tuple[Program, str], Any] = {}
+        self._functions: dict[tuple[Program, str, str], Any] = {}
 
     def __call__(
         self, program: Program, kernel: str, dtype: Any, grid: tuple[int, ...], block: int,
@@ -99,20 +106,19 @@ class Launcher:
                 f"bytes each; at most {MOST_BLOCKS}, 1024 and {MOST_SHARED}"
             )
         name = numpy.dtype(dtype).name
-        key = program.file, kernel, name
+        key = program, kernel, name
         function = self._functions.get(key) or self._function(program, kernel, name)
         function(grid, (block,), tuple(map(_argument, args)), shared_mem=shared)
 
     def _function(self, program: Program, kernel: str, dtype: str) -> Any:
-        if (program.file, dtype) not in self._modules:
-            self._modules[program.file, dtype] = self._raw_module(
+        if (program, dtype) not in self._modules:
+            self._modules[program, dtype] = self._raw_module(
                 code=source(program.file),
                 options=OPTIONS,
                 name_expressions=program.expressions(dtype),
             )
-        module = self._modules[program.file, dtype]
-        function = module.get_function(program.expression(kernel, dtype))
-        return self._functions.setdefault((program.file, kernel, dtype), function)
+        function = self._modules[program, dtype].get_function(program.expression(kernel, dtype))
+        return self._functions.setdefault((program, kernel, dtype), function)
 
 
 def _argument(a: Array) -> Any:

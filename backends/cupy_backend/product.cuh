@@ -17,20 +17,26 @@
 // block reads from the arrays ROWS or COLUMNS. While one pair of tiles is multiplied, the next is on
 // its way into registers, four values an instruction where four neighbours lie in one piece.
 //
+// The drawing is of `Threads` below, the default and the one to read. With `Warps` of
+// tensor_cores.cuh only the inner product is another: which thread adds up what, and how.
+//
 // An operand is a struct with
 //     bool ALONG_K              whether neighbours in memory have neighbouring k, or else rows
 //                               (B's columns are called rows too)
 //     Place place(row)          what it wants to know of a row, computed once; of any row, also of
 //                               those up to a tile beyond the last
 //     const T* find(place, k)   where the value lies; null if it is zero, as all beyond the end are
+//     bool GRADIENT             whether it is one, whose values may be too small for fp16
 //     bool fours                whether four neighbours from a multiple of four on lie in one piece
 #include "device.cuh"
 
 constexpr int DEPTH = 16;
 
 // An operand's part of a tile, on its way from the arrays to shared memory through registers.
-template <typename T, int SIZE, int THREADS, typename Operand>
+template <typename Tile, int SIZE, typename Operand>
 struct Stage {
+    using T = typename Tile::T;
+    static constexpr int THREADS = Tile::THREADS, PACKED = Tile::PACKED;
     static constexpr int LANES = (Operand::ALONG_K ? DEPTH : SIZE) / 4;  // threads side by side
     static constexpr int COUNT = SIZE * DEPTH / 4 / THREADS;             // fours of a thread
     static constexpr int STEP = THREADS / LANES;                         // from one to the next
@@ -74,31 +80,44 @@ struct Stage {
         return values;
     }
 
-    // Write what was read into the tile.
-    __device__ void put(T (&tile)[DEPTH][SIZE + 4]) const {
+    // Write what was read into the tile: k / PACKED, row, k % PACKED.
+    template <typename Shared>
+    __device__ void put(Shared& tile) const {
 #pragma unroll
         for (int i = 0; i < COUNT; i++)
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                if (Operand::ALONG_K)
-                    tile[along() + j][across(i)] = held[i].at[j];
-                else
-                    tile[across(i)][along() + j] = held[i].at[j];
+                int k = Operand::ALONG_K ? along() + j : across(i);
+                int row = Operand::ALONG_K ? across(i) : along() + j;
+                T x = held[i].at[j];
+                tile[k / PACKED][row][k % PACKED] =
+                    Tile::rounded(Operand::GRADIENT ? x * Tile::SCALE : x);
             }
     }
 };
 
 #define LAUNCHED_AS(...) __launch_bounds__(__VA_ARGS__::THREADS, __VA_ARGS__::BLOCKS)
 
-template <typename T, int ROWS, int COLUMNS, int HEIGHT, int WIDTH>
-struct Product {
-    static constexpr int ACROSS = COLUMNS / WIDTH;  // threads side by side
-    static constexpr int DOWN = ROWS / HEIGHT;
-    static constexpr int THREADS = ACROSS * DOWN;
+// What a block adds up, and how: each thread multiplies in float32 or float64, HEIGHT x WIDTH sums.
+// `Warps` of tensor_cores.cuh has the same members and can stand wherever this does.
+template <typename Type, int R, int C, int H, int W>
+struct Threads {
+    using T = Type;        // of the arrays and of the sums
+    using Element = Type;  // in shared memory
+    static constexpr int ROWS = R, COLUMNS = C, HEIGHT = H, WIDTH = W;
+    static constexpr int THREADS = ROWS * COLUMNS / (HEIGHT * WIDTH);
     // Blocks that a multiprocessor shall hold at once: 12 warps, so 170 registers a thread.
     static constexpr int BLOCKS = sizeof(T) == 4 ? 384 / THREADS : 1;
+    static constexpr int PACKED = 1;  // neighbouring k that lie side by side in shared memory
+    static constexpr T SCALE = 1;     // of gradients while they are multiplied
+    static constexpr int GAP = 4;     // not all of a warp's writes go to the same banks
+    static constexpr int ACROSS = COLUMNS / WIDTH;  // threads side by side
+    static constexpr int DOWN = ROWS / HEIGHT;
 
     T sums[HEIGHT][WIDTH] = {};
+
+    // What is multiplied in x's place.
+    __device__ static Element rounded(T x) { return x; }
 
     // The row, and the column, within the tile to which sums[i][j] belongs.
     __device__ static int row(int i) { return (i / 4 * DOWN + threadIdx.x / ACROSS) * 4 + i % 4; }
@@ -106,40 +125,51 @@ struct Product {
         return (j / 4 * ACROSS + threadIdx.x % ACROSS) * 4 + j % 4;
     }
 
-    // Add the products of the k from `begin` on; the operands are zero from the last one on.
+    // Add the products of a pair of tiles.
     template <typename A, typename B>
-    __device__ void add(const A& a, const B& b, int first_row, int first_column, int begin,
-                        int end) {
-        SHARED(T, a_tile, [DEPTH][ROWS + 4]);  // 4: not all of a warp's writes go to the same banks
-        SHARED(T, b_tile, [DEPTH][COLUMNS + 4]);
-        Stage<T, ROWS, THREADS, A> next_a(a, first_row);
-        Stage<T, COLUMNS, THREADS, B> next_b(b, first_column);
-        next_a.fetch(begin);
-        next_b.fetch(begin);
-        for (int k = begin; k < end; k += DEPTH) {
-            next_a.put(a_tile);
-            next_b.put(b_tile);
-            __syncthreads();
-            next_a.fetch(k + DEPTH);
-            next_b.fetch(k + DEPTH);
+    __device__ void multiply(const A& a_tile, const B& b_tile) {
 #pragma unroll
-            for (int depth = 0; depth < DEPTH; depth++) add_outer(a_tile[depth], b_tile[depth]);
-            __syncthreads();  // before the tiles are overwritten
+        for (int k = 0; k < DEPTH; k++) {
+            T left[HEIGHT], right[WIDTH];
+#pragma unroll
+            for (int i = 0; i < HEIGHT; i++) left[i] = a_tile[k][row(i)][0];
+#pragma unroll
+            for (int j = 0; j < WIDTH; j++) right[j] = b_tile[k][column(j)][0];
+#pragma unroll
+            for (int i = 0; i < HEIGHT; i++)
+#pragma unroll
+                for (int j = 0; j < WIDTH; j++) sums[i][j] += left[i] * right[j];
         }
     }
-
-    __device__ void add_outer(const T (&a)[ROWS + 4], const T (&b)[COLUMNS + 4]) {
-        T left[HEIGHT], right[WIDTH];
-#pragma unroll
-        for (int i = 0; i < HEIGHT; i++) left[i] = a[row(i)];
-#pragma unroll
-        for (int j = 0; j < WIDTH; j++) right[j] = b[column(j)];
-#pragma unroll
-        for (int i = 0; i < HEIGHT; i++)
-#pragma unroll
-            for (int j = 0; j < WIDTH; j++) sums[i][j] += left[i] * right[j];
-    }
 };
+
+// Add to a tile's sums the products of the k from `begin` on; from `end` on the operands are zero.
+template <typename Tile, typename A, typename B>
+__device__ void add_products(Tile& tile, const A& a, const B& b, int first_row, int first_column,
+                             int begin, int end) {
+    constexpr int DEEP = DEPTH / Tile::PACKED;
+    SHARED(typename Tile::Element, a_tile, [DEEP][Tile::ROWS + Tile::GAP][Tile::PACKED]);
+    SHARED(typename Tile::Element, b_tile, [DEEP][Tile::COLUMNS + Tile::GAP][Tile::PACKED]);
+    Stage<Tile, Tile::ROWS, A> next_a(a, first_row);
+    Stage<Tile, Tile::COLUMNS, B> next_b(b, first_column);
+    next_a.fetch(begin);
+    next_b.fetch(begin);
+    for (int k = begin; k < end; k += DEPTH) {
+        next_a.put(a_tile);
+        next_b.put(b_tile);
+        __syncthreads();
+        next_a.fetch(k + DEPTH);
+        next_b.fetch(k + DEPTH);
+        tile.multiply(a_tile, b_tile);
+        __syncthreads();  // before the tiles are overwritten
+    }
+    if constexpr (Tile::SCALE != 1 && (A::GRADIENT || B::GRADIENT)) {
+#pragma unroll
+        for (int i = 0; i < Tile::HEIGHT; i++)
+#pragma unroll
+            for (int j = 0; j < Tile::WIDTH; j++) tile.sums[i][j] /= Tile::SCALE;
+    }
+}
 
 // Add to four sums what lies at p, or to as many as there are left columns.
 template <typename T>

@@ -10,7 +10,8 @@
 //   next.
 // - Arrays and dynamic shared memory end, or begin, at a page that nobody may touch.
 // - -fsanitize reports indices beyond fixed arrays, shared ones too, and integers that overflow.
-// - A barrier that not all threads of the block reach is an error, as are arguments of another
+// - A barrier that not all threads of the block reach is an error, as is a shuffle or a tensor core's
+//   instruction that not all lanes of the warp reach, and as are arguments of another
 //   number, size or kind than the kernel's, which CuPy would pass on unseen.
 //
 // Not seen: races between threads that give the same bits in all three orders, reads of an output
@@ -55,7 +56,7 @@ struct Fiber {
     bool started = false;
     ucontext_t beginning;
     jmp_buf place;
-    char exchanged[16];  // what a shuffle offers to the other lanes
+    char exchanged[48];  // what it offers to the other lanes of its warp
 };
 
 inline std::vector<Fiber> fibers;
@@ -224,8 +225,10 @@ inline bool release_warps(unsigned count) {
     bool released = false;
     for (unsigned begin = 0; begin < count; begin += 32) {
         auto first = fibers.begin() + begin, last = fibers.begin() + std::min(count, begin + 32);
-        if (!std::all_of(first, last, [](Fiber& f) { return f.state == AT_WARP_BARRIER; }))
-            continue;
+        auto waits_too = [&](Fiber& f) {
+            return f.state == AT_WARP_BARRIER && f.line == first->line && !strcmp(f.file, first->file);
+        };
+        if (!std::all_of(first, last, waits_too)) continue;
         for (auto f = first; f != last; f++) f->state = READY;
         released = true;
     }
@@ -395,6 +398,123 @@ T exchange(T value, unsigned lane, unsigned mask, const char* file, int line) {
     return value;
 }
 
+// ---- tensor cores: PTX ISA, "Warp Level Matrix Multiply-Accumulate Instructions" ----
+
+inline float float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+inline uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+// 1 sign, 5 exponent and 10 mantissa bits; halves to even, infinite from 65520 on.
+inline uint32_t to_f16(float x) {
+    uint32_t sign = bits_of(x) >> 16 & 0x8000u;
+    if (std::isnan(x)) return 0x7FFFu;
+    x = std::fabs(x);
+    if (x >= 65520) return sign | 0x7C00u;
+    int exponent = x < 0x1p-14f ? -14 : std::ilogb(x);
+    auto steps = (uint32_t)std::nearbyint(std::ldexp(x, 10 - exponent));  // of the last bit
+    return sign | ((uint32_t)(exponent + 14) * 1024 + steps);  // a carry goes into the exponent
+}
+
+inline float from_f16(uint32_t bits) {
+    int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+    float x = exponent == 31  ? (mantissa ? NAN : INFINITY)
+              : exponent == 0 ? std::ldexp((float)mantissa, -24)
+                              : std::ldexp((float)(mantissa + 1024), exponent - 25);
+    return bits & 0x8000u ? -x : x;
+}
+
+// cvt.HOW: a float's bits in another format.
+inline uint32_t convert(const char* how, float x) {
+    uint32_t bits = bits_of(x);
+    if (!strcmp(how, "rn.f16.f32")) return to_f16(x);
+    if (!strcmp(how, "rn.bf16.f32"))  // the upper half of a float
+        return std::isnan(x) ? 0x7FFFu : (bits + 0x7FFFu + (bits >> 16 & 1)) >> 16;
+    if (!strcmp(how, "rna.tf32.f32"))  // a float without its lowest 13 bits
+        return std::isnan(x) ? bits : (bits + 0x1000u) & ~0x1FFFu;
+    fail("no instruction cvt.%s", how);
+}
+
+// A value in a word of a fragment, as the tensor core sees it.
+inline float decoded(const char* type, uint32_t word, int part) {
+    if (!strcmp(type, "tf32")) return float_of(word & ~0x1FFFu);  // it ignores the lowest bits
+    uint32_t half = word >> 16 * part & 0xFFFFu;
+    return !strcmp(type, "bf16") ? float_of(half << 16) : from_f16(half);
+}
+
+// Of element i of a lane's fragment, where it stands in the matrix. A is 16 x depth, B depth x 8, D
+// 16 x 8; `packed` elements share a word.
+struct Position {
+    int row, column;
+};
+inline Position in_a(int lane, int i, int packed) {
+    int word = i / packed;
+    return {lane / 4 + word % 2 * 8, (lane % 4 + word / 2 * 4) * packed + i % packed};
+}
+inline Position in_b(int lane, int i, int packed) {
+    return {(lane % 4 + i / packed * 4) * packed + i % packed, lane / 4};
+}
+inline Position in_d(int lane, int i) { return {lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2}; }
+
+// The other way round: who holds what stands there. A smaller depth has the first elements.
+struct Holder {
+    int lane, element;
+    Holder after(int others) const { return {lane, others + element}; }
+};
+struct Holders {
+    Holder a[16][16], b[16][8];
+    Holders(int packed) {
+        for (int lane = 0; lane < 32; lane++)
+            for (int i = 0; i < 4 * packed; i++) {
+                Position in_left = in_a(lane, i, packed), in_right = in_b(lane, i / 2, packed);
+                a[in_left.row][in_left.column] = {lane, i};
+                b[in_right.row][in_right.column] = {lane, i / 2};
+            }
+    }
+};
+
+// mma.sync.aligned.HOW: D += A * B, of which each lane has a fragment of each.
+inline void mma(const char* how, std::initializer_list<float*> d, std::initializer_list<uint32_t> a,
+                std::initializer_list<uint32_t> b, const char* file, int line) {
+    int depth = 0, packed;
+    char type[8] = "", other[8] = "", end = 0;
+    sscanf(how, "m16n8k%d.row.col.f32.%7[a-z0-9].%7[a-z0-9].f3%c", &depth, type, other, &end);
+    packed = strcmp(type, "tf32") ? 2 : 1;
+    bool known = depth == 8 || (depth == 16 && packed == 2);
+    known &= !strcmp(type, "tf32") || !strcmp(type, "bf16") || !strcmp(type, "f16");
+    if (!known || strcmp(type, other) || end != '2') fail("no instruction mma.sync.aligned.%s", how);
+    if (a.size() * 2 * packed != (size_t)depth || b.size() * 2 != a.size())
+        fail("%zu and %zu registers for mma.sync.aligned.%s", a.size(), b.size(), how);
+
+    float own[12], *next = own;
+    for (uint32_t word : a)
+        for (int part = 0; part < packed; part++) *next++ = decoded(type, word, part);
+    int own_of_a = next - own;
+    for (uint32_t word : b)
+        for (int part = 0; part < packed; part++) *next++ = decoded(type, word, part);
+    memcpy(current->exchanged, own, sizeof own);
+    wait(AT_WARP_BARRIER, file, line);
+
+    static const Holders holders[] = {Holders(1), Holders(2)};
+    const Holders& of = holders[packed - 1];
+    const Fiber* warp = &fibers[current->number / 32 * 32];
+    auto held = [&](Holder h) { return ((const float*)warp[h.lane].exchanged)[h.element]; };
+    int i = 0;
+    for (float* sum : d) {
+        Position at = in_d(current->number % 32, i++);
+        for (int k = 0; k < depth; k++)
+            *sum += held(of.a[at.row][k]) * held(of.b[k][at.column].after(own_of_a));
+    }
+    wait(AT_WARP_BARRIER, file, line);
+}
+
 }  // namespace host
 
 // ---- what -fsanitize calls ----
@@ -436,6 +556,11 @@ REPORT(shift_out_of_bounds, "a shift by too many bits")
     host::exchange(value, (host::current->number % 32) ^ (bits), mask, __FILE__, __LINE__)
 #define __shfl_down_sync(mask, value, by) \
     host::exchange(value, host::current->number % 32 + (by), mask, __FILE__, __LINE__)
+#define CONVERT(how, register, bits, x) bits = host::convert(how, x)
+#define MMA(how, d0, d1, d2, d3, a0, a1, a2, a3, b0, b1) \
+    host::mma(how, {&d0, &d1, &d2, &d3}, {a0, a1, a2, a3}, {b0, b1}, __FILE__, __LINE__)
+#define MMA_HALF(how, d0, d1, d2, d3, a0, a1, b0) \
+    host::mma(how, {&d0, &d1, &d2, &d3}, {a0, a1}, {b0}, __FILE__, __LINE__)
 using std::max;
 using std::min;
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -103,16 +104,21 @@ class EmulatedBackend(CupyBackend):
     """CupyBackend on NumPy's arrays; fresh ones hold NaN, or -1."""
 
     name = "emulated"
+    capability = 90
 
     def __init__(self, folder=None):
         self.xp = np
-        self.launch = Launcher(lambda **module: HostModule(**module, folder=folder))
+        self.module = partial(HostModule, folder=folder)
+        self.launch = Launcher(self.module)
 
     def to_numpy(self, a):
         return a
 
     def synchronize(self):
         pass
+
+    def compute_capability(self):
+        return self.capability
 
     def empty(self, shape, dtype):
         a = super().empty(shape, dtype)

@@ -66,6 +66,11 @@ def compile_for(gpu, program, dtype):
     return [] if status else list(usages(log, names)), complaints(log)
 
 
+def serves(gpu, program):
+    """Tell whether a GPU has a program's instructions."""
+    return int(gpu.removeprefix("sm_")) >= program.capability
+
+
 def read_log(nvrtc, handle):
     size = ctypes.c_size_t()
     nvrtc.nvrtcGetProgramLogSize(handle, ctypes.byref(size))
@@ -104,7 +109,7 @@ def main(gpus):
     wrong = 0
     print(f"{'GPU':<8}{'registers':>10}{'spilled':>9}{'shared':>8}  kernel")
     for program, gpu in product(programs(), gpus):
-        for dtype in program.dtypes:
+        for dtype in program.dtypes if serves(gpu, program) else ():
             found, said = compile_for(gpu, program, dtype)
             for line in said:
                 print(f"{program.file}: {line}")

@@ -6,6 +6,8 @@ emulation is one of a GPU too. There an array begins as far beyond a multiple of
 for a GPU, unlike the emulation, refuses misaligned access; and around it lie bytes that must stay.
 """
 
+from functools import partial
+
 import numpy as np
 from cupy_backend.emulation import EmulatedBackend
 
@@ -77,6 +79,10 @@ def key(a):
 class DeviceBackend(EmulatedBackend):
     """CupyBackend on NumPy's arrays; its kernels run on the GPU."""
 
+    name = "on the device"
+
     def __init__(self):
         self.xp, cupy = np, backends.get("cupy").xp
-        self.launch = Launcher(lambda **module: DeviceModule(cupy, **module))
+        self.capability = int(cupy.cuda.Device().compute_capability)
+        self.module = partial(DeviceModule, cupy)
+        self.launch = Launcher(self.module)

@@ -2,14 +2,17 @@
 
 import numpy as np
 import pytest
+from cupy_backend.rounding import rounded
 
 import tinygrad_cnn as tg
 from tinygrad_cnn import data, models, nn, optim, train
 from tinygrad_cnn.backends.base import nhwc
+from tinygrad_cnn.backends.numpy_backend import NumpyBackend
 from tinygrad_cnn.train import recipe, run
 
 pytestmark = pytest.mark.emulated
 
+NUMPY = tg.backends.get("numpy")
 RNG = np.random.default_rng(0)
 IMAGES = data.Dataset(
     RNG.integers(0, 256, (22, 3, 8, 8), np.uint8), RNG.integers(0, 4, 22), tuple("abcd"), "noise"
@@ -83,8 +86,8 @@ def small_residual_net(seed):
     return Net()
 
 
-def losses(backend, loader):
-    with tg.use_backend(backend):
+def losses(backend, loader, precision="fp32"):
+    with tg.use_backend(backend), tg.use_precision(precision, backend):
         net, seen = small_residual_net(0), []
         net.to(backend)
         sgd = optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
@@ -94,6 +97,8 @@ def losses(backend, loader):
                 seen.append(trainer.last_loss)
 
         train.Trainer(net, sgd, loader, steps=4, label_smoothing=0.1, callbacks=[Watch()]).run()
+        kept = [*net.state_dict().values(), *sgd.state_dict()["state"].values()]
+        assert {a.dtype for a in kept if a.ndim} == {np.dtype("float32")}
         return seen
 
 
@@ -104,3 +109,31 @@ def test_training_is_that_of_numpy(emulated):
     theirs = losses(tg.backends.get("numpy"), data.Loader(IMAGES, 8, **at))
     assert len(ours) == 4
     np.testing.assert_allclose(ours, theirs, rtol=2e-4)
+
+
+class RoundingBackend(NumpyBackend):
+    """The reference, which multiplies what bf16 can hold: what tensor cores must come to."""
+
+    name = "rounding"
+
+    def conv2d(self, x, w, **at):
+        return super().conv2d(rounded(x, "bf16"), rounded(w, "bf16"), **at)
+
+    def conv2d_input_grad(self, g, w, **at):
+        return super().conv2d_input_grad(rounded(g, "bf16"), rounded(w, "bf16"), **at)
+
+    def conv2d_weight_grad(self, g, x, **at):
+        return super().conv2d_weight_grad(rounded(g, "bf16"), rounded(x, "bf16"), **at)
+
+    def matmul(self, x, y):
+        return super().matmul(rounded(x, "bf16"), rounded(y, "bf16"))
+
+
+def test_training_in_bf16_rounds_what_is_multiplied_and_nothing_else(emulated):
+    """Where sums differ in their last bit, now and then a value is rounded to its other side."""
+    at = AT | dict(augment=data.random_crop_and_flip)
+    batches = data.Loader(IMAGES, 8, **at)
+    ours = losses(emulated, data.ResidentLoader(IMAGES, 8, backend=emulated, **at), "bf16")
+    theirs, exact = (losses(backend, batches) for backend in (RoundingBackend(), NUMPY))
+    near, far = (np.abs(np.subtract(other, theirs)).max() for other in (ours, exact))
+    assert near < 0.1 * far

@@ -5,9 +5,11 @@ import re
 import numpy as np
 import pytest
 from cupy_backend.emulation import COMPILER, EmulatedBackend
+from cupy_backend.rounding import rounded
 
 from tinygrad_cnn.backends import get
 from tinygrad_cnn.backends.cupy_backend import launch
+from tinygrad_cnn.backends.precision import use_precision
 
 pytestmark = [
     pytest.mark.emulated,
@@ -21,10 +23,36 @@ RNG = np.random.default_rng(0)
 x, w, g = (RNG.standard_normal(shape).astype(np.float32) for shape in (X, W, G))
 row = np.ones(X[1], np.float32)
 WINDOW = dict(size=5, alpha=1.0, beta=0.75, k=2.0)
+
+
+def low(name):
+    """Convolve in a precision; the reference, which has none, what was rounded to it."""
+
+    def conv2d(backend):
+        if backend.name == "numpy":
+            return backend.conv2d(rounded(x, name), rounded(w, name), **AT)
+        with use_precision(name, backend):
+            return backend.conv2d(x, w, **AT)
+
+    return conv2d
+
+
+def weight_grad_in_fp16(backend):
+    """Differentiate; the reference by a gradient that was rounded at 1024 times its size."""
+    tiny = g * np.float32(1e-6)
+    if backend.name == "numpy":
+        scaled = rounded(tiny * 1024, "fp16") / 1024
+        return backend.conv2d_weight_grad(scaled, rounded(x, "fp16"), w_shape=W, **AT)
+    with use_precision("fp16", backend):
+        return backend.conv2d_weight_grad(tiny, x, w_shape=W, **AT)
+
+
 KERNELS = {
     "conv2d": lambda backend: backend.conv2d(x, w, **AT),
     "conv2d_input_grad": lambda backend: backend.conv2d_input_grad(g, w, x_shape=X, **AT),
     "conv2d_weight_grad": lambda backend: backend.conv2d_weight_grad(g, x, w_shape=W, **AT),
+    **{f"conv2d in {name}": low(name) for name in ("tf32", "bf16", "fp16")},
+    "conv2d_weight_grad in fp16": weight_grad_in_fp16,
     "batch_norm": lambda backend: backend.batch_norm(x, row, row, eps=1e-5)[0],
     "local_response_norm": lambda backend: backend.local_response_norm(x, **WINDOW)[0],
 }
@@ -42,7 +70,7 @@ def check(kernel, folder):
 # What is done, where, to which words, and what is said of it.
 BUGS = {
     "no barrier before the tiles are read": (
-        "conv2d", "product.cuh", "__syncthreads();\n            next_a", "next_a", ORDER,
+        "conv2d", "product.cuh", "__syncthreads();\n        next_a", "next_a", ORDER,
     ),
     "no barrier before the tiles are overwritten": (
         "conv2d", "product.cuh", "__syncthreads();  // before", "// before", ORDER,
@@ -53,12 +81,11 @@ BUGS = {
         r"thread \(\d+, 0, 0\): waits at line \d+ of product.cuh, but thread \d+ ",
     ),
     "an index beyond shared memory": (
-        "conv2d", "product.cuh", "left[i] = a[row(i)]", "left[i] = a[row(i) + 8]",
+        "conv2d", "product.cuh", "left[i] = a_tile[k][row(i)]", "left[i] = a_tile[k][row(i) + 8]",
         r"an index beyond the array at line \d+ of product.cuh",
     ),
     "shared memory that nobody has written": (
-        "conv2d", "product.cuh", "tile[along() + j][across(i)] = held[i].at[j];",
-        "{ if (j) tile[along() + j][across(i)] = held[i].at[j]; }", ORDER,
+        "conv2d", "product.cuh", "tile[k / PACKED][row]", "if (j) tile[k / PACKED][row]", ORDER,
     ),
     "a write past the end of an array": (
         "conv2d", "conv2d.cu", "if (row < rows) store", "store",
@@ -93,6 +120,53 @@ BUGS = {
     "parts that overlap": (
         "conv2d_weight_grad", "conv2d_weight_grad.cu", "min(begin + length,",
         "min(begin + length + 1,", WRONG_VALUES,
+    ),
+    "registers of a fragment exchanged": (
+        "conv2d in bf16", "tensor_cores.cuh",
+        "a[1] = near.at[1], a[2] = far.at[0]", "a[2] = near.at[1], a[1] = far.at[0]",
+        WRONG_VALUES,
+    ),
+    "neighbouring k exchanged in one operand's words": (
+        "conv2d in bf16", "tensor_cores.cuh", "a[0] = near.at[0]",
+        "a[0] = near.at[0] << 16 | near.at[0] >> 16", WRONG_VALUES,
+    ),
+    "a row of a fragment that is another lane's": (
+        "conv2d in tf32", "tensor_cores.cuh", "i / 2 * 16 + 2 * g() + i % 2",
+        "i / 2 * 16 + g() + i % 2 * 8", WRONG_VALUES,
+    ),
+    "sums in the order of one fragment": (
+        "conv2d in tf32", "tensor_cores.cuh", "j / 4 * 16 + 4 * q() + j % 4",
+        "j / 4 * 16 + 2 * q() + j % 2 + j % 4 / 2 * 8", ORDER,  # two lanes write to one place
+    ),
+    "no rounding": (
+        "conv2d in tf32", "tensor_cores.cuh", 'CONVERT("rna.tf32.f32", "r", bits, x);',
+        "bits = reinterpret_cast<Element&>(x);", WRONG_VALUES,
+    ),
+    "rounding of the other kind": (
+        "conv2d in bf16", "tensor_cores.cuh", 'CONVERT("rn.bf16.f32", "h", bits, x);',
+        "bits = reinterpret_cast<unsigned&>(x) >> 16;", WRONG_VALUES,
+    ),
+    "the instruction for another format": (
+        "conv2d in fp16", "tensor_cores.cuh",
+        'MMA_HALF("m16n8k8.row.col.f32.f16.f16.f32", d0, d1, d2, d3, a[2]',
+        'MMA_HALF("m16n8k8.row.col.f32.bf16.bf16.f32", d0, d1, d2, d3, a[2]', WRONG_VALUES,
+    ),
+    "an instruction that there is not": (
+        "conv2d in tf32", "tensor_cores.cuh", "col.f32.tf32", "row.f32.tf32",
+        "no instruction mma.sync.aligned.m16n8k8.row.row.f32.tf32.tf32.f32",
+    ),
+    "the instruction by some lanes only": (
+        "conv2d in tf32", "tensor_cores.cuh",
+        "for (int n = 0; n < 2; n++)", "for (int n = 0; n < 2 && g() < 4; n++)",
+        r"waits at line \d+ of \w+.cuh, but thread \d+ at line",
+    ),
+    "half of the products": (
+        "conv2d in tf32", "tensor_cores.cuh", "k < DEPTH / PACKED; k += 8", "k < 8; k += 8",
+        WRONG_VALUES,
+    ),
+    "gradients that are not scaled": (
+        "conv2d_weight_grad in fp16", "product.cuh", "Operand::GRADIENT ? x * Tile::SCALE : x", "x",
+        WRONG_VALUES,
     ),
     "no barrier between the steps of a tree": (
         "batch_norm", "norm.cu", "__syncthreads();", "", ORDER,

@@ -10,7 +10,8 @@ import tinygrad_cnn as tg
 
 from .. import models, nn
 from ..backends.geometry import conv2d_settings
-from .options import BackendOption, chosen, complete_model
+from ..backends.precision import use_precision
+from .options import BackendOption, PrecisionOption, chosen, complete_model
 from .table import print_table, quantity
 
 
@@ -88,11 +89,12 @@ def list_backends(
     explain: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Show the algorithm of each convolution.")
     ] = None,
-    backend: BackendOption = None,
-) -> None:
+    backend: BackendOption = None, precision: PrecisionOption = None,
+) -> None:  # fmt: skip
     """List the backends, and why one can't run here."""
     if explain:
-        _explain(explain, chosen(backend))
+        with use_precision(precision or "fp32", chosen(backend)):
+            _explain(explain, chosen(backend))
         return
     for name, reason in tg.available_backends().items():
         print(f"{name:8} {f'{reason.reason}; try: {reason.remedy}' if reason else 'ready'}")

@@ -10,6 +10,7 @@ import typer
 import tinygrad_cnn as tg
 
 from .. import models
+from ..backends.precision import PRECISIONS
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -20,6 +21,11 @@ def complete_model(incomplete: str) -> list[str]:
 def complete_backend(incomplete: str) -> list[str]:
     """Give the backends whose names begin so."""
     return [name for name in ("auto", *tg.backends.PREFERENCE) if name.startswith(incomplete)]
+
+
+def complete_precision(incomplete: str) -> list[str]:
+    """Give the precisions whose names begin so."""
+    return [name for name in PRECISIONS if name.startswith(incomplete)]
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -54,6 +60,15 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option(
         help="CPU threads of BLAS and Numba; default: all.", rich_help_panel=MACHINE_PANEL, min=1
+    ),
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Round what convolutions multiply, for a GPU's tensor cores: fp32 (not at all, the "
+        "default), tf32, bf16 or fp16. All else stays float32.",
+        rich_help_panel=MACHINE_PANEL,
+        autocompletion=complete_precision,
     ),
 ]
 

@@ -11,12 +11,14 @@ import typer
 
 import tinygrad_cnn as tg
 
+from ..backends.precision import set_precision
 from ..backends.threads import set_threads
 from .options import (
     DATA_PANEL,
     MACHINE_PANEL,
     BackendOption,
     DataDirOption,
+    PrecisionOption,
     ThreadsOption,
     chosen,
     complete_data,
@@ -131,7 +133,8 @@ def train(
     settings: SetOption = None, seed: SeedOption = None, out: OutOption = None,
     weights: WeightsOption = None, resume: ResumeOption = None,
     checkpoint_every: EveryOption = None, backend: BackendOption = None,
-    threads: ThreadsOption = None, checkpoint_activations: ActivationsOption = None,
+    threads: ThreadsOption = None, precision: PrecisionOption = None,
+    checkpoint_activations: ActivationsOption = None,
 ) -> None:  # fmt: skip
     """Train a network.
 
@@ -143,7 +146,7 @@ def train(
     overrides = _overrides(settings or [], model, epochs, batch_size, lr)
     choices: dict[str, Any] = dict(
         data=data, images=images, validation=validation, seed=seed, backend=backend,
-        weights=str(weights.resolve()) if weights else None,
+        precision=precision, weights=str(weights.resolve()) if weights else None,
     )  # fmt: skip
     choices = {name: value for name, value in choices.items() if value is not None}
     if resume is None:
@@ -191,6 +194,7 @@ def _tell(folder: Path, result: dict[str, Any]) -> None:
 def evaluate(
     checkpoint: CheckpointArgument, data: EvaluationDataOption = None,
     data_dir: DataDirOption = None, backend: BackendOption = None, threads: ThreadsOption = None,
+    precision: PrecisionOption = None,
 ) -> None:  # fmt: skip
     """Measure a trained network on the test images.
 
@@ -199,7 +203,7 @@ def evaluate(
     from .. import train
     from ..train import run
 
-    with tg.use_backend(_set_up(backend, threads)):
+    with tg.use_backend(_set_up(backend, threads, precision)):
         trained = train.Trained.load(checkpoint)
         config = train.Config.from_dict(trained.facts["config"])
         _, test_set = run.open_data(config.on(data, data_dir), border=trained.border)
@@ -211,6 +215,7 @@ def evaluate(
 def predict(
     checkpoint: CheckpointArgument, images: ImagesArgument,
     backend: BackendOption = None, threads: ThreadsOption = None,
+    precision: PrecisionOption = None,
 ) -> None:  # fmt: skip
     """Say what is on pictures: the five likeliest classes of each.
 
@@ -218,7 +223,7 @@ def predict(
     """
     from .. import train
 
-    with tg.use_backend(_set_up(backend, threads)):
+    with tg.use_backend(_set_up(backend, threads, precision)):
         trained = train.Trained.load(checkpoint)
         for path in images:
             (probabilities,) = trained.probabilities(trained.read_image(path)[None])
@@ -227,8 +232,9 @@ def predict(
                 print(f"  {probabilities[k]:7.2%}  {trained.classes[k]}")
 
 
-def _set_up(backend: str | None, threads: int | None) -> tg.backends.Backend:
+def _set_up(backend: str | None, threads: int | None, precision: str | None) -> tg.backends.Backend:
     on = chosen(backend)
+    set_precision(precision or "fp32", on)
     if threads is not None:
         set_threads(threads, on)
     return on

@@ -18,6 +18,7 @@ class Config:
     `images` takes only the first so many to train, and a fifth of that to test; `validation` is how
     many of the training images are held out. `recipe_name` and `data_dir` say where things came
     from, `threads` how many BLAS has: another number may change the last bits.
+    `precision` is that in which convolutions multiply; the arrays are of the recipe's dtype.
     `checkpoint_activations` changes memory and time, and nothing else. The first weights are those
     in the file `weights`, or fresh.
     """
@@ -31,6 +32,7 @@ class Config:
     seed: int = 0
     backend: str | None = None  # None: the current one, which TINYGRAD_CNN_BACKEND names
     threads: int | None = None
+    precision: str = "fp32"
     checkpoint_activations: bool = False
     weights: str | None = None
 
@@ -60,7 +62,13 @@ def configure(
     for change in overrides.values():
         recipe = recipe.override(change)
     folder = None if data_dir is None else str(data_dir.resolve())
-    return Config(recipe=recipe, recipe_name=recipe_name, data_dir=folder, **choices)
+    config = Config(recipe=recipe, recipe_name=recipe_name, data_dir=folder, **choices)
+    if config.precision != "fp32" and recipe.dtype != "float32":
+        raise RecipeError(
+            f"precision {config.precision} rounds float32, but the recipe has dtype "
+            f"{recipe.dtype}; leave one of them out"
+        )
+    return config
 
 
 def read_config(folder: Path) -> Config:

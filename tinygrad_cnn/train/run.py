@@ -13,6 +13,7 @@ from typing import Any
 import numpy
 
 from .. import backends, data, models, nn, report
+from ..backends.precision import check_precision, use_precision
 from ..backends.threads import set_threads
 from ..models.pretrained import blaming
 from . import folder as files
@@ -90,7 +91,10 @@ def resume(
 
 
 def _backend(config: Config) -> backends.Backend:
-    return backends.get(config.backend) if config.backend else backends.current()
+    """Give the backend, if it has the precision."""
+    backend = backends.get(config.backend) if config.backend else backends.current()
+    check_precision(config.precision, backend)
+    return backend
 
 
 def open_data(config: Config, *, border: float = 0.0) -> tuple[data.Dataset, data.Dataset]:
@@ -122,7 +126,7 @@ def train(
     backend = _backend(config)
     if threads is not None:
         set_threads(threads, backend)
-    with backends.use_backend(backend):
+    with backends.use_backend(backend), use_precision(config.precision, backend):
         begun = run.last.exists() or run.previous.exists()
         trainer = build(replace(config, weights=None) if begun else config, train_set)
         if checkpoint_activations:
@@ -248,11 +252,12 @@ def go_on(run: RunFolder, config: Config, trainer: Trainer) -> None:
 
 def _opening(run: RunFolder, config: Config, trainer: Trainer) -> str:
     images = trainer.loader.dataset
+    rounded = "" if config.precision == "fp32" else f" in {config.precision}"
     where = f", from step {trainer.step} on" if trainer.step else ""
     return (
         f"{config.recipe.model} ({trainer.model.num_parameters():,} parameters) on "
         f"{len(images):,} images of {images.name}: {trainer.steps:,} steps of "
-        f"{config.recipe.batch_size}{where}, on {config.backend}, into {run.path}"
+        f"{config.recipe.batch_size}{where}, on {config.backend}{rounded}, into {run.path}"
     )
 
 
@@ -273,6 +278,7 @@ def finish(
         "seconds": seconds,
         "images_per_second": images / max(seconds, 1e-9),
         "backend": config.backend,
+        "precision": config.precision,
         "seed": config.seed,
         "data": test_set.name,
         "model": config.recipe.model,
