@@ -146,3 +146,13 @@ def test_the_gradient_of_a_quotient_of_small_numbers_does_not_overflow(backend):
 def test_extremes_of_unsigned_integers(backend):
     x = tg.Tensor(np.array([0, 3], np.uint8))
     assert (x.min().item(), x.max().item()) == (0, 3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 13])
+def test_local_response_norm_by_its_definition(backend, size):
+    """Of an even number of neighbours, one more stands before than after, as in PyTorch."""
+    x = np.random.default_rng(0).standard_normal((1, 7, 1, 1)).astype("f")
+    squares = [(x[:, max(0, c - size // 2) : c + (size + 1) // 2] ** 2).sum() for c in range(7)]
+    expected = x.reshape(7) / (1.5 + 0.7 / size * np.array(squares)) ** 0.6
+    received = F.local_response_norm(tg.tensor(x), size, 0.7, 0.6, 1.5)
+    np.testing.assert_allclose(received.numpy().reshape(7), expected, rtol=1e-5)
