@@ -4,7 +4,9 @@ Whatever is chosen, arrays hold float32: weights, activations, gradients, statis
 fp32 a convolution, its gradients and a small matrix product round the two numbers that they are
 about to multiply, in the kernel (cupy_backend/tensor_cores.cuh says how), and add up in float32.
 All else is not rounded: large products, which go to cuBLAS, pools, norms, the loss, the optimiser,
-float64 arrays, and what a backend leaves to the reference (`Backend.choose` tells).
+float64 arrays, and what a backend leaves to the reference (`Backend.choose` tells). In fp16 a
+gradient is scaled to be representable, and is infinite from 64 on; no product is rounded to it, as
+none knows which of its operands is a gradient.
 """
 
 from __future__ import annotations

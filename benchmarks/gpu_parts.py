@@ -30,7 +30,7 @@ from tinygrad_cnn.train import recipe
 T = TypeVar("T")
 ROUNDS = 2
 EAGER, SIZES = ("NCHW", "channels_last"), (512, 128, 2048)
-WANTED = 0.94  # accuracy of the race
+WANTED, EPOCHS = 0.94, 24  # of the race: what D. Page's takes; the recipe has fewer, for a CPU
 
 
 class Setting(NamedTuple):
@@ -178,11 +178,12 @@ def fill(
 
 
 def race(at: Setting) -> str:
-    """Train by the recipe `speedrun`; ask for 94 % on CIFAR-10's test images."""
+    """Train by the recipe `speedrun`, for longer; ask for 94 % on CIFAR-10's test images."""
     from accuracy import ours
 
     images = data.load(at.data_dir, images=50_000)
-    accuracy, seconds = ours(recipe.load("speedrun"), images, 0)
+    settings = recipe.load("speedrun").override({"epochs": EPOCHS})
+    accuracy, seconds = ours(settings, images, 0)
     said = f"{accuracy:.2%} on {images[1].name}'s test images after {seconds:.1f} s of training"
     if accuracy < WANTED:
         raise RuntimeError(f"{said}; expected {WANTED:.0%}")

@@ -5,9 +5,9 @@
 
 Each side measures how long its steps take, and follows the recipe, its schedule stretched or
 shrunk, for as many as fit into its time: --minutes here, --stretch times as many in PyTorch. Time
-is that of the training steps. A recipe whose schedule counts steps, as `paper` does, doesn't shrink
-and is refused. Each side has a process of its own, so that it may also be run by
-itself, at another hour; every run leaves a line in --results.
+is that of the training steps. A recipe whose schedule counts steps doesn't shrink and is refused.
+Each side has a process of its own, so that it may also be run by itself, at another hour; every run
+leaves a line in --results.
 """
 
 from __future__ import annotations

@@ -127,7 +127,6 @@ def test_parts_that_need_what_is_missing_are_skipped(gpu, monkeypatch):
         "memcheck": "it is not on the PATH", "racecheck": "it is not on the PATH",
     }  # fmt: skip
     there |= {"pytest", "hypothesis"}
-    assert gpu.parts(None)["selftest"].obstacle.startswith("pytest is here")
     assert not gpu.parts(None)["kernels"].obstacle
 
 

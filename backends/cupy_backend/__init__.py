@@ -117,11 +117,19 @@ class CupyBackend(Backend):
 
     def choose(self, kernel: str, *, shapes: Shapes, dtype: Any, **settings: Any) -> str:
         """Name the path that serves a kernel: a function of geometry, dtype and the precision."""
-        path = _best(kernel, shapes, numpy.dtype(dtype), settings)
+        path = self._path(kernel, shapes, numpy.dtype(dtype), settings)
         rounded = self.precision_of(dtype)
         if path and path.name == "implicit_gemm" and rounded != "fp32":
             return f"{path.name}_{rounded}"
         return path.name if path else "reference"
+
+    def _path(
+        self, kernel: str, shapes: Shapes, dtype: Any, settings: dict[str, Any]
+    ) -> Path | None:
+        """Find the path; in fp16 a product has none, not knowing which operand is a gradient."""
+        if kernel == "matmul" and self.precision_of(dtype) == "fp16":
+            return None
+        return _best(kernel, shapes, dtype, settings)
 
     def compute_capability(self) -> int:
         """Tell what the device's instructions are: 75 is what NVIDIA calls 7.5."""
@@ -163,7 +171,7 @@ def _method(kernel: str) -> Callable[..., Any]:
     def run(self: CupyBackend, *arrays: Any, **settings: Any) -> Any:
         shapes = tuple(a.shape for a in arrays if a is not None)
         floats = {a.dtype for a in arrays if a is not None and a.dtype.kind == "f"}
-        path = _best(kernel, shapes, arrays[0].dtype, settings) if len(floats) == 1 else None
+        path = self._path(kernel, shapes, arrays[0].dtype, settings) if len(floats) == 1 else None
         if path is None:
             return reference(self, *arrays, **settings)
         return paths.function(__name__, path.module, kernel)(self, *arrays, **settings)

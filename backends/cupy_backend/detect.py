@@ -12,7 +12,8 @@ from typing import Any
 from ..base import BackendUnavailable
 
 PACKAGES = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x")
-OLDEST, NEWEST = 12, 13  # the CUDA versions that CuPy 14 is made for
+CUPY = 14  # its oldest version that will do
+OLDEST, NEWEST = 12, 13  # the CUDA versions that it is made for
 
 
 def usable_cupy() -> Any:
@@ -55,6 +56,12 @@ def _import() -> Any:
                 f"pip install --force-reinstall {packages[0]}",
             ) from error
         raise _unavailable(f"CuPy is not installed ({error})", _install(OLDEST)) from None
+    if int(cupy.__version__.split(".")[0]) < CUPY:
+        raise _unavailable(
+            f"CuPy {cupy.__version__} is installed, and to kernels it passes no null pointers; "
+            f"expected {CUPY} or newer",
+            f"pip install --upgrade {' '.join(packages) or 'cupy'}",
+        )
     return cupy
 
 

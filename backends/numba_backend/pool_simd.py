@@ -11,7 +11,7 @@ is one loop over vectors, in which the usual windows are unrolled.
 The pixels of dx are taken in *phases*, at stride 2 the even and the odd ones of a row: all of a
 phase are in equally many windows, at the same positions there.
 
-A gradient that no cache can hold is written past the caches, which spares reading its old values.
+A large gradient is written past the caches, which spares reading what was there before.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .simd import fence, load, select_larger, splat, store, store_bytes, stream,
 
 IMAGES, POSITIONS = "float32[:, :, :, ::1]", "uint8[:, :, :, ::1]"
 ZERO, LOWEST = numpy.float32(0), numpy.float32(-numpy.inf)
-CACHE = 2**22  # floats, 16 MB: of larger arrays little is still there when they are read
+CACHE = 2**22  # floats; measured on a Zen 4, whose pools write faster than its convolutions
 
 
 @njit(forceinline=True)

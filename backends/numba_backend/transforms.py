@@ -17,7 +17,7 @@ from .host import LANES
 from .simd import add_lines, gather, load_inside, load_line, scatter, splat, store_line, stream_line
 
 PATCH = 36 * LANES  # floats
-LARGE = 2**20  # floats: what is larger has left the caches before it is read again
+LARGE = 2**20  # floats; measured on a Zen 4: from here on streaming wins
 
 
 @njit

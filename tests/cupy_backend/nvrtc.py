@@ -18,7 +18,7 @@ from tinygrad_cnn.backends.cupy_backend.launch import OPTIONS, Program, source
 
 GPUS = ("sm_75", "sm_80", "sm_89", "sm_90", "sm_120")  # from the T4 of free notebooks on
 
-CUPYS = ("--device-as-default-execution-space",)  # what CuPy 14 adds
+CUPYS = ("--device-as-default-execution-space", "-ftz=true")  # what CuPy 14 adds
 
 
 class Usage(NamedTuple):

@@ -36,8 +36,8 @@ class Cuda(types.SimpleNamespace):
         return value
 
 
-def fake_cupy(*, cublas=None, nvrtc=lambda: (12, 9), **runtime):
-    """Imitate CuPy 14.2 for CUDA 12 and one GPU with NumPy's arrays, but for what is given."""
+def fake_cupy(*, version="14.2.0", cublas=None, nvrtc=lambda: (12, 9), **runtime):
+    """Imitate CuPy for CUDA 12 and one GPU with NumPy's arrays, but for what is given."""
     works = dict(
         driverGetVersion=lambda: 13000, runtimeGetVersion=lambda: 12090,
         getDeviceCount=lambda: 1, memGetInfo=lambda: (1, 2),
@@ -51,7 +51,7 @@ def fake_cupy(*, cublas=None, nvrtc=lambda: (12, 9), **runtime):
         cublas=cublas,
         get_current_stream=lambda: stream,
     )
-    fake.__version__, fake.asnumpy, fake.asarray = "14.2.0", np.array, np.asarray
+    fake.__version__, fake.asnumpy, fake.asarray = version, np.array, np.asarray
     fake.RawModule = None  # no kernel is compiled before one is launched
     return fake
 
@@ -70,6 +70,9 @@ WAYS = {
     "a broken CuPy": (["cupy-cuda12x"], FRAMED,
         "cupy-cuda12x is installed but can't be imported (ImportError: libc.so.9: no such file)",
         "pip install --force-reinstall cupy-cuda12x"),
+    "an old CuPy": (["cupy-cuda12x"], fake_cupy(version="13.6.0"),
+        "CuPy 13.6.0 is installed, and to kernels it passes no null pointers; expected 14 or newer",
+        "pip install --upgrade cupy-cuda12x"),
     "no driver": (["cupy-cuda12x"], fake_cupy(**NO_DRIVER), "CuPy 14.2.0 finds no NVIDIA driver",
         "nvidia-smi; where it is missing, install the driver from https://www.nvidia.com/drivers"),
     "an old driver": (["cupy-cuda12x"], fake_cupy(driverGetVersion=lambda: 11080),

@@ -15,13 +15,14 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pooch
 import pytest
 from test_cifar import BATCHES, FOLDER, assert_one_sentence, make_batch, make_tar, official
 
 from tinygrad_cnn import data
 from tinygrad_cnn.data import DataError, archives
 from tinygrad_cnn.data.archives import CIFAR10, CIFAR100
+
+pooch = pytest.importorskip("pooch")
 
 NAMES = [*BATCHES, "test_batch"]
 TAR = gzip.compress(

@@ -201,6 +201,19 @@ def test_milestones_after_the_end_are_refused():
     assert halved.build_schedule(1)(0) == 0.1
 
 
+def test_a_part_is_below_one():
+    whole = make(schedule={"name": "multistep", "milestones": [0.5, 1.0]})
+    said = "^1.0 is neither a part of the run, below 1, nor a number of steps, such as 1$"
+    with pytest.raises(RecipeError, match=said):
+        whole.build_schedule(100)
+
+
+def test_an_empty_section_takes_all_away():
+    warm = recipe.load("paper-110")
+    assert warm.override({"warm_up": {}}).warm_up == {}
+    assert warm.override({"epochs": 1}).warm_up == warm.warm_up != {}
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
     [("constant", {}), ("step", {"every": 10}), ("cosine", {"floor": 0.01}), ("one_cycle", {})],

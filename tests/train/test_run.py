@@ -132,7 +132,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
     with pytest.raises(train.Stopped):
         run.start(tmp_path / "run", config(), callbacks=[stop_at(1)])
     before = contents_of_all(tmp_path / "run")
-    said = "^another process trains in .*run; let it end, or choose another --out$"
+    said = "^another process trains in .*run; let it end, or stop it$"
     with RunFolder(tmp_path / "run").held(), pytest.raises(train.RecipeError, match=said):
         run.resume(tmp_path / "run")
     assert contents_of_all(tmp_path / "run") == before

@@ -91,7 +91,10 @@ SetOption = Annotated[
 ]  # fmt: skip
 WeightsOption = Annotated[
     Path | None,
-    in_run(help="Start from the weights in this file: a run's, converted or PyTorch's."),
+    in_run(
+        help="Start from the weights in this file: a run's last.safetensors, a converted "
+        "one or PyTorch's. Images are normalised as the recipe says."
+    ),
 ]
 SeedOption = Annotated[int | None, in_recipe(help="What all randomness comes from; default: 0.")]
 OutOption = Annotated[Path | None, in_run(help="A new folder for the run; default: in runs/.")]

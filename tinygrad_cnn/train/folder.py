@@ -45,7 +45,7 @@ class RunFolder:
                 stack.enter_context(FileLock(self.path / ".lock", blocking=False))
             except Timeout:
                 raise FolderTaken(
-                    f"another process trains in {self.path}; let it end, or choose another --out"
+                    f"another process trains in {self.path}; let it end, or stop it"
                 ) from None
             yield
 

@@ -123,7 +123,7 @@ class Recipe:
         """Change some settings.
 
         Sections are merged, unless another `name` starts a section afresh, or another model its
-        settings; epochs replace steps.
+        settings; an empty one takes all away. Epochs replace steps.
         """
         new = self.to_dict()
         if table.get("model", self.model) != self.model:
@@ -133,7 +133,7 @@ class Recipe:
         for name, value in table.items():
             old = new.get(name)
             new[name] = value
-            if isinstance(value, dict) and isinstance(old, dict):
+            if value and isinstance(value, dict) and isinstance(old, dict):
                 afresh = value.get("name", old.get("name")) != old.get("name")
                 new[name] = value if afresh else {**old, **value}
         return Recipe.from_dict(new)
@@ -280,6 +280,11 @@ def _in_steps(settings: Settings, steps: int) -> Settings:
     def whole(value: Any) -> Any:
         if isinstance(value, list):
             return [whole(v) for v in value]
+        if isinstance(value, float) and value >= 1:
+            raise RecipeError(
+                f"{value} is neither a part of the run, below 1, nor a number of steps, such as "
+                f"{round(value)}"
+            )
         return max(1, round(value * steps)) if value < 1 else value
 
     return {
