@@ -147,11 +147,13 @@ def results(backend: Backend, case: Case) -> list[Array]:
     return [backend.to_numpy(a) for a in several if a is not None]
 
 
-def check(backend: Backend, case: Case, wanted: list[Array]) -> None:
-    """Raise Unequal unless a kernel's results are those of numpy."""
+def check(
+    backend: Backend, case: Case, wanted: list[Array], *, tolerance: float = TOLERANCE
+) -> None:
+    """Raise Unequal unless a kernel's results are numpy's, to a part of the largest value."""
     found = results(backend, case)
     for a, b in zip(found, wanted, strict=True):
-        check_equal(a, b, tolerance=TOLERANCE, what=f"{case.kernel} {case.size} on {backend.name}")
+        check_equal(a, b, tolerance=tolerance, what=f"{case.kernel} {case.size} on {backend.name}")
 
 
 def call(backend: Backend, case: Case) -> None:

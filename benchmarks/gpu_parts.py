@@ -1,4 +1,4 @@
-"""What gpu.py runs on the GPU in processes of their own: memory, every kernel once, the tables.
+"""What gpu.py runs on the GPU in processes of their own: memory, the kernels once, the tables.
 
     python benchmarks/gpu_parts.py layers --out results --seconds 90
 
@@ -24,10 +24,18 @@ import backends as kernels
 import tinygrad_cnn as tg
 from tinygrad_cnn import data
 from tinygrad_cnn.backends.base import Backend
+from tinygrad_cnn.backends.precision import (
+    PRECISIONS,
+    PrecisionUnavailable,
+    check_precision,
+    use_precision,
+)
 from tinygrad_cnn.cli import run
 from tinygrad_cnn.train import recipe
 
 T = TypeVar("T")
+# Of the largest value: operands are rounded to 10 bits or 7; a wrong index's error is 1e-1.
+TOLERANCES = {"tf32": 2e-3, "bf16": 2e-2, "fp16": 2e-3}
 ROUNDS = 2
 EAGER, SIZES = ("NCHW", "channels_last"), (512, 128, 2048)
 WANTED, EPOCHS = 0.94, 24  # of the race: what D. Page's takes; the recipe has fewer, for a CPU
@@ -75,19 +83,40 @@ def noise(batch_size: int) -> tuple[Any, Any]:
 
 
 def exercise(at: Setting) -> str:
-    """Run every kernel once, and compare it with numpy's; each array is an allocation of its own.
+    """Run the kernels of backends.py once, and in each precision what multiplies; do a step.
 
-    In the large pieces of CuPy's pool nobody could see where an array ends.
+    Results are compared with numpy's. Each array is an allocation of its own: in the large pieces
+    of CuPy's pool nobody could see where one ends.
     """
     if device.on_gpu(at.backend):
         at.backend.xp.cuda.set_allocator(None)
     numpy_backend, cases = tg.backends.get("numpy"), 0
     for case in kernels.cases(2, numpy.random.default_rng(0)):
-        kernels.check(at.backend, case, kernels.results(numpy_backend, case))
-        cases += 1
+        wanted = kernels.results(numpy_backend, case)
+        for name in precisions(at.backend, case.kernel):
+            with use_precision(name, at.backend):
+                kernels.check(
+                    at.backend, case, wanted, tolerance=TOLERANCES.get(name, kernels.TOLERANCE)
+                )
+            cases += 1
     trainer = steps.our_trainer("resnet8", steps.fresh_weights("resnet8"))
     loss = min(float(trainer.step(*noise(n))) for n in (3, 2))
     return f"{cases} calls of kernels agree with numpy's; a step's loss is {loss:.3f}"
+
+
+def precisions(backend: Backend, kernel: str) -> list[str]:
+    """List the precisions of a backend that make a difference to a kernel."""
+    rounded = kernel == "matmul" or kernel.startswith("conv2d")
+    return [name for name in PRECISIONS if name == "fp32" or (rounded and has(backend, name))]
+
+
+def has(backend: Backend, precision: str) -> bool:
+    """Tell whether a backend has a precision."""
+    try:
+        check_precision(precision, backend)
+    except PrecisionUnavailable:
+        return False
+    return True
 
 
 # ---- tables ----

@@ -65,6 +65,12 @@ class Layer(NamedTuple):
     dilation: int = 1
     groups: int = 1
 
+    @property
+    def out(self) -> int:
+        """How many pixels the result is wide and high."""
+        reach = self.dilation * (self.kernel - 1) + 1
+        return (self.size + 2 * self.padding - reach) // self.stride + 1
+
 
 LAYERS = (
     Layer("3x3", "ResNet-20, 16@32", 128, 16, 32, 16, 3, padding=1),
@@ -157,18 +163,14 @@ def torch_convolution(
 
 def gflop(layer: Layer) -> float:
     """Count a pass of the direct convolution, 2 for each multiplication and addition, in 1e9."""
-    reach = layer.dilation * (layer.kernel - 1) + 1
-    out = (layer.size + 2 * layer.padding - reach) // layer.stride + 1
     per_output = layer.C // layer.groups * layer.kernel**2
-    return 2 * layer.N * out**2 * layer.O * per_output / 1e9
+    return 2 * layer.N * layer.out**2 * layer.O * per_output / 1e9
 
 
 def gigabytes(layer: Layer) -> float:
     """Count what a pass reads and writes at least: images, their results and weights, in 1e9."""
     N, C, size, O, k = layer[2:7]
-    reach = layer.dilation * (k - 1) + 1
-    out = (size + 2 * layer.padding - reach) // layer.stride + 1
-    return 4 * (N * C * size**2 + N * O * out**2 + O * C // layer.groups * k**2) / 1e9
+    return 4 * (N * C * size**2 + N * O * layer.out**2 + O * C // layer.groups * k**2) / 1e9
 
 
 def paths(layer: Layer, backend: Backend) -> str:

@@ -395,7 +395,9 @@ def main(
         networks, batch_sizes, rounds, seconds = networks or "resnet20", "16", min(rounds, 2), 0.3
         peers = peers or "NCHW,channels_last,bf16"
     figures = ("fresh", "alternating") if figure == "both" else (figure,)
-    if on_gpu(tg.backends.get(backend)):  # timed by its clock, which is one process's
+    if on_gpu(tg.backends.get(backend)):
+        if figure == "fresh":
+            raise typer.BadParameter("a GPU's clock times one process; take --figure alternating")
         figures = ("alternating",)
     table = Table(TITLE, COLUMNS)
     chosen, results = cases(networks, batch_sizes, everything), {}

@@ -68,3 +68,58 @@ def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert {"train", "test"} <= set(targets)
     assert all(re.search(rf"^{t}:", makefile, flags=re.MULTILINE) for t in targets)
+
+
+# ---- figures ----
+
+NETWORKS = {
+    "ResNet-20": "resnet20", "ResNet-56": "resnet56", "ResNet-110": "resnet110",
+    "ResNet-9": "resnet9", "Pre-activation ResNet-164": "preact_resnet164",
+    "ResNet-20, AVX2 on both sides": "resnet20",
+}  # fmt: skip
+
+
+def rows(document, begin):
+    """Give the cells of a document's table rows, from those on whose heading begins so."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    lines = text[text.index(begin) :].partition("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def measured():
+    """Give (network, ours in ms, the best of PyTorch / ours) of each fresh row of steps."""
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    found = re.findall(
+        r"^\| (\w+) \| 128 \| fresh \| (\d+) .*?\*\*([\d.]+)\*\*", text, re.MULTILINE
+    )
+    return {(network, ours, best) for network, ours, best in found}
+
+
+def test_the_steps_of_the_readme_are_those_measured():
+    found = rows("README.md", "| a training step, 128 images")
+    assert {row[0] for row in found} == set(NETWORKS)
+    for name, ours, theirs in found:
+        best = re.search(r": ([\d.]+)", theirs)[1]
+        assert (NETWORKS[name], ours.removesuffix(" ms"), best) in measured()
+
+
+def test_the_inference_of_the_readme_is_that_measured():
+    """The README sums up 32 images and more: from the least to the most times."""
+    columns = {"PyTorch's": 3, "torch.compile": 5, "ONNX Runtime's": 6}
+    table = rows("benchmarks/README.md", "| network | batch | ours, ms | eager, ms")
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")
+    for side, column in columns.items():
+        times = [float(re.search(r"\(([\d.]+)x\)", r[column])[1]) for r in table if r[1] != "1"]
+        low, high = (f"{value:.1f}" for value in (min(times), max(times)))
+        assert re.search(rf"{low} to {high} times as [^;]*?{re.escape(side)}", text), (
+            side,
+            low,
+            high,
+        )
+
+
+@pytest.mark.parametrize("accuracy", ["84.87%", "82.82%", "88.64%"])
+def test_accuracies_of_the_readme_are_those_measured(accuracy):
+    rounded = f"{float(accuracy.removesuffix('%')):.1f} %"
+    assert rounded in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"| {accuracy} |" in (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")

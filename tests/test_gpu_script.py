@@ -308,6 +308,23 @@ def test_every_kernel_is_run(inner, monkeypatch):
             parts.exercise(at._replace(backend=own))
 
 
+@pytest.mark.emulated
+def test_products_are_run_in_every_precision(inner, emulated, monkeypatch):
+    parts, at = inner
+    assert parts.precisions(emulated, "conv2d_weight_grad") == ["fp32", "tf32", "bf16", "fp16"]
+    assert parts.precisions(emulated, "relu") == ["fp32"]
+    assert parts.precisions(backends.get("numba"), "matmul") == ["fp32"]
+    step = SimpleNamespace(step=lambda *batch: 1.0)
+    monkeypatch.setattr(parts.steps, "our_trainer", lambda model, weights: step)
+    calls = [case.kernel for case in parts.kernels.cases(2, np.random.default_rng(0))]
+    rounded = sum(name == "matmul" or name.startswith("conv2d") for name in calls)
+    said = parts.exercise(at._replace(backend=emulated))
+    assert said.startswith(f"{len(calls) + 3 * rounded} calls of kernels")
+    monkeypatch.setattr(type(emulated), "precision_of", lambda self, dtype: "fp16")
+    with pytest.raises(RuntimeError, match=r"^conv2d 16@32x32 on emulated: results differ by"):
+        parts.exercise(at._replace(backend=emulated))
+
+
 @pytest.mark.usefixtures("_torch")
 def test_layers_on_any_backend(inner, monkeypatch, tmp_path):
     parts, at = inner

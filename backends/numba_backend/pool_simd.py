@@ -26,17 +26,16 @@ from .compiler import kernel
 from .host import LANES
 from .parts import bounds
 from .pool import GEOMETRY, windows
-from .simd import fence, load, select_larger, splat, store, store_bytes, stream, where_byte
+from .simd import fence, load, select_larger, splat, store, store_bytes, stream, streams, where_byte
 
 IMAGES, POSITIONS = "float32[:, :, :, ::1]", "uint8[:, :, :, ::1]"
 ZERO, LOWEST = numpy.float32(0), numpy.float32(-numpy.inf)
-CACHE = 2**22  # floats; measured on a Zen 4, whose pools write faster than its convolutions
 
 
 @njit(forceinline=True)
 def write(a, i, v):
-    """Write a[i : i + LANES] = v, past the caches if they can't hold a."""
-    if a.size > CACHE:
+    """Write a[i : i + LANES] = v, past the caches if a is large."""
+    if streams(a):
         stream(a, i, v)
     else:
         store(a, i, v)

@@ -12,12 +12,20 @@ from __future__ import annotations
 import numpy
 from numba import njit
 
-from .arrays import CACHE_LINE
 from .host import LANES
-from .simd import add_lines, gather, load_inside, load_line, scatter, splat, store_line, stream_line
+from .simd import (
+    add_lines,
+    gather,
+    load_inside,
+    load_line,
+    scatter,
+    splat,
+    store_line,
+    stream_line,
+    streams,
+)  # fmt: skip
 
 PATCH = 36 * LANES  # floats
-LARGE = 2**20  # floats; measured on a Zen 4: from here on streaming wins
 
 
 @njit
@@ -88,15 +96,6 @@ def transform_input(x, image, y0, x0, H, W, C, patch, v, at, plane):
     for i in range(6):
         line = input_line(load_line(patch, 6 * i * LANES, LANES, 6))
         store_line(v, at + 6 * i * plane, plane, line, 6)
-
-
-@njit
-def streams(y):
-    """Say if y goes past the caches: it is too large for them, and a vector is a whole line.
-
-    A line that is only to be written is then not read from memory first.
-    """
-    return LANES * 4 == CACHE_LINE and len(y) >= LARGE
 
 
 @njit

@@ -44,10 +44,9 @@ from ..geometry import Padding, Shape
 from .arrays import aligned, flat, scratch
 from .compiler import kernel
 from .host import LANES, ROWS, WIDTH
-from .simd import add_product, clear, fence, load_tile, prefetch, store_tile, zero_tile
+from .simd import add_product, clear, fence, load_tile, prefetch, store_tile, streams, zero_tile
 from .transforms import (
     PATCH,
-    streams,
     transform_filter,
     transform_filter_gradient,
     transform_gradient,

@@ -26,8 +26,7 @@ from tinygrad_cnn.train.config import read_config
 CHECKPOINT_EVERY = 200  # steps
 CURVES = ("epoch", "train_loss", "train_accuracy")  # what is averaged over seeds and drawn
 
-# The warm-up of deep networks, 400 of 64,000 steps.
-WARM_UP: dict[str, Any] = {"warm_up": {"steps": 0.4 / 64, "start": 0.01, "shape": "constant"}}
+WARM_UP = {"warm_up": recipe.load("paper-110").warm_up}  # of deep networks
 
 Measure = Callable[[report.Run], float | None]
 

@@ -22,6 +22,7 @@ from tinygrad_cnn.backends.numba_backend import (
     grouped,
     host,
     pixelwise,
+    simd,
     transforms,
     winograd,
 )  # fmt: skip
@@ -190,7 +191,7 @@ def test_what_winograd_streams_is_what_it_stores():
         return winograd.conv2d(x[one], w, **ONE), winograd.conv2d_input_grad(x[one], w, **at)
 
     for whole, *parts in zip(both(slice(None)), *(both([n]) for n in range(9)), strict=True):
-        assert whole.size >= transforms.LARGE > parts[0].size
+        assert whole.size >= simd.LARGE > parts[0].size
         np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 

@@ -62,9 +62,7 @@ def convert(
 
     labels = classes and classes.read_text(encoding="utf-8").rstrip().splitlines()
     own = {key: value for text in settings or [] for key, value in recipe.parse(text).items()}
-    choices: dict[str, Any] = dict(
-        model=model, classes=labels, mean=mean, std=std, settings=own or None
-    )
+    choices: dict[str, Any] = dict(model=model, classes=labels, mean=mean, std=std, settings=own)
     name = convert(source, dest, **{k: v for k, v in choices.items() if v is not None})
     print(f"{dest} holds the weights of {name}")
     print(f"next: tinygrad-cnn predict {dest} IMAGE.png")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,13 @@ class RunFolder:
         from filelock import FileLock, Timeout
 
         self.path.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(FileLock(self.path / ".lock", blocking=False))
-            except Timeout:
-                raise FolderTaken(
-                    f"another process trains in {self.path}; let it end, or stop it"
-                ) from None
+        try:
+            lock = FileLock(self.path / ".lock").acquire(blocking=False)
+        except Timeout:
+            raise FolderTaken(
+                f"another process trains in {self.path}; let it end, or stop it"
+            ) from None
+        with lock:
             yield
 
     @property

@@ -232,7 +232,7 @@ def resolved(name: str) -> str:
         return written
     comment = itertools.takewhile(lambda line: line.startswith("#"), written.splitlines())
     table = recipe.to_dict()
-    sections = {name: table.pop(name) for name in SECTIONS}
+    sections = {section: table.pop(section) for section in SECTIONS}
     lines = [*comment, "", *_as_toml(table)]
     for section, settings in sections.items():
         lines += ["", f"[{section}]", *_as_toml(settings)] if settings else []

@@ -127,8 +127,10 @@ def train(
     if threads is not None:
         set_threads(threads, backend)
     with backends.use_backend(backend), use_precision(config.precision, backend):
-        begun = run.last.exists() or run.previous.exists()
-        trainer = build(replace(config, weights=None) if begun else config, train_set)
+        if run.last.exists() or run.previous.exists():  # then the file of weights may be gone
+            trainer = build(replace(config, weights=None), train_set)
+        else:
+            trainer = build(config, train_set)
         if checkpoint_activations:
             nn.checkpoint_activations(trainer.model)
         keeper = _keeper(run, config, trainer, every=checkpoint_every)
