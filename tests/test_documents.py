@@ -103,6 +103,13 @@ def test_the_steps_of_the_readme_are_those_measured():
         assert (NETWORKS[name], ours.removesuffix(" ms"), best) in measured()
 
 
+def test_the_layers_of_the_readme_are_those_measured():
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for name, *means in rows("README.md", "| times PyTorch's speed"):
+        group = {"3x3 c": "3x3", "3x3 o": "stride 2", "1x1, ": "1x1"}[name[:5]]
+        assert "\n{}: forward {}, dX {}, dW {}; all".format(group, *means) in text
+
+
 def test_the_inference_of_the_readme_is_that_measured():
     """The README sums up 32 images and more: from the least to the most times."""
     columns = {"PyTorch's": 3, "torch.compile": 5, "ONNX Runtime's": 6}
