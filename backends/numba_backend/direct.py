@@ -42,7 +42,10 @@ from .arrays import aligned, flat, scratch
 from .compiler import kernel
 from .host import HALF, ROWS, WIDTH
 from .pointwise import add
-from .simd import add_product, clear, copy, load_tile, prefetch, store_tile, zero_tile
+from .simd import (
+    add_product, clear, copy, fence, load_tile, prefetch, store_tile, stream_line, streams,
+    zero_tile,
+)  # fmt: skip
 
 BLOCK = 2**17  # floats of g and x that are in a core's second cache while dW is computed
 BAND = 8  # rows of y that share a copy of the rows of x which they read
@@ -87,6 +90,15 @@ def add_runs(tile, a, at, line, across, runs, w, wi):
     return tile
 
 
+@njit(forceinline=True)
+def write_tile(y, to, across, tile, n):
+    """Write the first n rows of a tile, or all, past the caches if y is large."""
+    if streams(y):
+        stream_line(y, to, across, tile, n)  # such a tile is one vector wide, so it is a line
+    else:
+        store_tile(y, to, across, tile, n)
+
+
 @kernel(
     "void(float32[::1], float32[::1], float32[::1], float32[::1], intp, intp[:, ::1],"
     "UniTuple(intp, 4), UniTuple(intp, 7), UniTuple(intp, 6))"
@@ -121,10 +133,11 @@ def convolve(x, w, y, space, share, runs, x_shape, pixels, window):
                     ahead = columns - ox
                     if ahead > HALF:
                         tile = add_runs(zero_tile(ROWS), a, at, line, sw * C, runs, w, o * depth)
-                        store_tile(y, to, across, tile, ahead)
+                        write_tile(y, to, across, tile, ahead)
                     else:
                         half = add_runs(zero_tile(HALF), a, at, line, sw * C, runs, w, o * depth)
-                        store_tile(y, to, across, half, ahead)
+                        write_tile(y, to, across, half, ahead)
+        fence()
 
 
 @njit
