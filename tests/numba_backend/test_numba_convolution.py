@@ -181,14 +181,16 @@ def test_winograd_of_any_size_and_padding(N, C, O, H, W, rows, columns, seed):
     assert max(errors(results(winograd, x, w, g, **at), exact(x, w, g, **at))) < 2e-5
 
 
-def test_what_winograd_streams_is_what_it_stores():
+@pytest.mark.parametrize(("module", "stride"), [(winograd, 1), (direct, 1), (direct, 2)])
+def test_what_is_streamed_is_what_is_stored(module, stride):
     rng = np.random.default_rng(0)
-    x, plus = images(rng, 9, 16, 90, 90), images(rng, 9, 16, 90, 90)
-    w = rng.standard_normal((16, 16, 3, 3)).astype(np.float32)
+    x, plus = (images(rng, 9, 16, 90 * stride, 90 * stride) for _ in range(2))
+    g, w = images(rng, 9, 16, 90, 90), rng.standard_normal((16, 16, 3, 3)).astype(np.float32)
+    at = ONE | dict(stride=(stride, stride))
 
     def both(one):
-        at = dict(x_shape=x[one].shape, plus=plus[one], **ONE)
-        return winograd.conv2d(x[one], w, **ONE), winograd.conv2d_input_grad(x[one], w, **at)
+        more = dict(x_shape=x[one].shape, plus=plus[one])
+        return module.conv2d(x[one], w, **at), module.conv2d_input_grad(g[one], w, **more, **at)
 
     for whole, *parts in zip(both(slice(None)), *(both([n]) for n in range(9)), strict=True):
         assert whole.size >= simd.LARGE > parts[0].size
