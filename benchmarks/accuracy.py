@@ -160,14 +160,14 @@ def _what(setup: Mapping[str, Any]) -> list[str]:
 
 def plot(axes: Any, found: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     """Draw every run as a point, a column for each side of each setup."""
-    columns = {
-        f"{json.loads(setup)['recipe']['model']}, {side}": values
+    columns = [
+        ("\n".join([*_what(json.loads(setup)), side]), values)
         for setup, sides in found.items()
         for side, values in sides.items()
-    }
-    for x, values in enumerate(columns.values()):
+    ]
+    for x, (_, values) in enumerate(columns):
         axes.plot([x] * len(values), values, "o", alpha=0.6)
-    axes.set_xticks(range(len(columns)), list(columns))
+    axes.set_xticks(range(len(columns)), [label for label, _ in columns])
     axes.set_ylabel("test accuracy, %")
 
 
@@ -187,9 +187,7 @@ def main(
 ) -> None:
     if side not in (*FIRST_SEED, "both"):
         raise typer.BadParameter(f"--side is {side!r}; expected ours, torch or both")
-    chosen = recipes.load(recipe)
-    for setting in settings or []:
-        chosen = chosen.override(recipes.parse(setting))
+    chosen = recipes.load(recipe).override(*map(recipes.parse, settings or []))
     named = "cifar10" if data_dir else "shapes"
     setup: Record = dict(recipe=chosen.to_dict(), data=named, images=images)
     if seed is not None:

@@ -85,9 +85,19 @@ def inside(name: str) -> Callable[[float, Path], list[Any]]:
     return lambda seconds, out: [*program, "--seconds", f"{seconds - 2 * GRACE:.1f}", "--out", out]
 
 
+NO_SANITIZER = "compute-sanitizer is neither on the PATH nor in CUDA's folder"
+
+
+def found_sanitizer() -> str | None:
+    """Find compute-sanitizer, which images of CUDA have, but not always on the PATH."""
+    homes = os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"
+    folders = [os.environ.get("PATH", ""), *(os.path.join(home, "bin") for home in homes if home)]
+    return shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+
+
 def sanitizer(tool: str) -> Callable[[float, Path], list[Any]]:
     """Run every kernel once under one of compute-sanitizer's tools."""
-    program = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+    program = [found_sanitizer(), "--tool", tool, "--error-exitcode", "9"]
     asked = ["--report-api-errors", "no"] * (tool == "memcheck")  # CuPy's questions may be denied
     return lambda seconds, out: [*program, *asked, *inside("exercise")(seconds, out)]
 
@@ -111,20 +121,20 @@ def missing(*modules: str) -> str:
 def parts(data_dir: Path | None) -> dict[str, Part]:
     """List the parts in the order in which they run: an error in the first would be one in all."""
     no_tests, no_peer = missing("pytest", "hypothesis"), missing("torch")
-    no_sanitizer = "" if shutil.which("compute-sanitizer") else "it is not on the PATH"
+    no_sanitizer = "" if found_sanitizer() else NO_SANITIZER
     found = {
-        "selftest": Part(40, "", selftest, "every op's values, gradients and layout"),
+        "selftest": Part(100, "", selftest, "every op's values, gradients and layout"),
         "kernels": Part(
             80, no_tests, pytest("-m", "emulated", "--on-device"),
             "the tests of emulated kernels, tensor cores' fragments too, on the GPU's",
         ),
-        "backend": Part(140, no_tests, pytest("-m", "device"), "the tests of backends, on cupy"),
-        "memory": Part(25, "", inside("memory"), "1,000 steps need no more memory than 100"),
+        "backend": Part(120, no_tests, pytest("-m", "device"), "the tests of backends, on cupy"),
+        "memory": Part(55, "", inside("memory"), "1,000 steps need no more memory than 100"),
         "memcheck": Part(35, no_sanitizer, sanitizer("memcheck"), "no access beyond an array"),
         "racecheck": Part(35, no_sanitizer, sanitizer("racecheck"), "no race in shared memory"),
-        "layers": Part(80, no_peer, inside("layers"), "convolutions beside cuDNN's"),
-        "eager": Part(70, no_peer, inside("eager"), "training steps beside PyTorch's eager ones"),
-        "compiled": Part(100, no_peer, inside("compiled"), "beside torch.compile, CUDA graphs"),
+        "layers": Part(60, no_peer, inside("layers"), "convolutions beside cuDNN's"),
+        "eager": Part(60, no_peer, inside("eager"), "training steps beside PyTorch's eager ones"),
+        "compiled": Part(60, no_peer, inside("compiled"), "beside torch.compile, CUDA graphs"),
     }  # fmt: skip
     if data_dir:
         found["race"] = Part(900, "", race(data_dir), "ResNet-9 towards 94 % on CIFAR-10")

@@ -47,12 +47,17 @@ def steps_in(seconds: float, side: str, recipe: train.Recipe, images: Images) ->
 
 def check_stretches(name: str, recipe: train.Recipe) -> None:
     """Refuse a schedule that counts steps."""
-    counted = [n for n in recipe.schedule.get("milestones", []) if n >= 1]
-    if counted:
-        raise ValueError(
-            f"recipe {name}: its milestones {counted} are steps, which stay where they are in a "
-            "run of any length; give them as parts of the run, such as 0.5"
-        )
+    lengths = {
+        "milestones": recipe.schedule.get("milestones", []),
+        "every": [recipe.schedule.get("every", 0)],
+        "warm-up's steps": [recipe.warm_up.get("steps", 0)],
+    }
+    for what, given in lengths.items():
+        if counted := [n for n in given if n >= 1]:
+            raise ValueError(
+                f"recipe {name}: its {what} {counted} are steps, which stay where they are in a "
+                "run of any length; give parts of the run, such as 0.5"
+            )
 
 
 def measure(

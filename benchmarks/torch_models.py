@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -141,18 +142,42 @@ class ResNet9(nn.Module):
         return 0.125 * self.fc(x.flatten(1))
 
 
+class AlexNetCifar(nn.Sequential):
+    """As tinygrad_cnn.models.alexnet.AlexNetCifar."""
+
+    def __init__(self, classes: int = 10, *, lrn: bool = True, activation: str = "relu") -> None:
+        act = {"relu": nn.ReLU, "tanh": nn.Tanh}[activation]
+        norm = [nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0)] if lrn else []
+        super().__init__(
+            *(nn.Conv2d(3, 32, 5, padding=2), act(), nn.MaxPool2d(3, 2), *norm),
+            *(nn.Conv2d(32, 32, 5, padding=2), act(), nn.AvgPool2d(3, 2), *norm),
+            *(nn.Conv2d(32, 64, 5, padding=2), act(), nn.AvgPool2d(3, 2)),
+            *(nn.Flatten(), nn.Linear(64 * 3 * 3, classes)),
+        )
+
+
 def build(name: str, classes: int = 10, **settings: Any) -> nn.Module:
-    """Build "resnet20", "plain20" and their deeper relatives, "preact_resnet164" or "resnet9"."""
+    """Build "resnet20", "plain20" and their deeper relatives, or one of OTHERS."""
     family = name.rstrip("0123456789")
-    if name == "resnet9":
-        return ResNet9(classes, **settings)
+    if name in ("resnet9", "alexnet_cifar"):
+        return OTHERS[name](classes, **settings)
     if settings:
         raise ValueError(f"the PyTorch peer of {name} has no settings, but was given {settings}")
-    if family == "preact_resnet":
-        return PreactResNet(int(name.removeprefix(family)), classes)
-    if family not in ("resnet", "plain"):
-        raise ValueError(f"no PyTorch peer for {name!r}; there are resnet20, plain20, ...")
-    return CifarResNet(int(name.removeprefix(family)), family == "resnet", classes)
+    if name in OTHERS:
+        return OTHERS[name](classes)
+    depth = int(name.removeprefix(family) or 0)
+    if family not in ("resnet", "plain") or depth < 8 or depth % 6 != 2:
+        others = ", ".join(OTHERS)
+        raise ValueError(f"no PyTorch peer of {name!r}; there are resnet20, plain20, ..., {others}")
+    return CifarResNet(depth, family == "resnet", classes)
+
+
+OTHERS: dict[str, Callable[..., nn.Module]] = {
+    "preact_resnet164": partial(PreactResNet, 164),
+    "preact_resnet1001": partial(PreactResNet, 1001),
+    "resnet9": ResNet9,
+    "alexnet_cifar": AlexNetCifar,
+}
 
 
 # ---- what is timed ----

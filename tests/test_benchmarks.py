@@ -515,7 +515,9 @@ def test_peers_have_the_papers_parameters(load):
 
 
 @pytest.mark.usefixtures("_torch")
-@pytest.mark.parametrize("name", ["resnet20", "plain20", "preact_resnet164", "resnet9"])
+@pytest.mark.parametrize(
+    "name", ["resnet20", "plain20", "preact_resnet164", "resnet9", "alexnet_cifar"]
+)
 def test_peers_compute_what_our_networks_do(load, name):
     """With the same parameters in the same order."""
     import torch
@@ -529,12 +531,49 @@ def test_peers_compute_what_our_networks_do(load, name):
     assert abs(ours - theirs).max() < 1e-4 * abs(theirs).max()
 
 
-def test_a_race_wants_a_schedule_that_stretches(load):
-    speedrun = load("speedrun")
-    speedrun.check_stretches("quick", recipe.load("quick"))
-    counted = recipe.load("paper").override({"schedule": {"milestones": [32_000, 48_000]}})
-    with pytest.raises(ValueError, match=r"milestones \[32000, 48000\] are steps"):
-        speedrun.check_stretches("paper", counted)
+@pytest.mark.usefixtures("_torch")
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet110", "resnet", "mlp"])
+def test_what_has_no_peer_is_refused(load, name):
+    with pytest.raises(ValueError, match=f"no PyTorch peer of '{name}'; there are resnet20, "):
+        load("torch_models").build(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "counted"),
+    [
+        ({"schedule": {"milestones": [32_000, 48_000]}}, r"milestones \[32000, 48000\]"),
+        ({"schedule": {"name": "step", "every": 1000}}, r"every \[1000\]"),
+        ({"warm_up": {"steps": 400}}, r"warm-up's steps \[400\]"),
+    ],
+)
+def test_a_race_wants_a_schedule_that_stretches(load, change, counted):
+    speedrun, paper = load("speedrun"), recipe.load("paper")
+    speedrun.check_stretches("paper", paper)
+    with pytest.raises(ValueError, match=f"its {counted} are steps"):
+        speedrun.check_stretches("paper", paper.override(change))
+
+
+class Axes:
+    """Keep the labels."""
+
+    def plot(self, *args, **settings): ...
+
+    set_ylabel = plot
+
+    def set_xticks(self, at, labels):
+        self.labels = labels
+
+
+def test_every_setup_has_its_columns(load):
+    """Two lengths of one network are two setups."""
+    accuracy, axes = load("accuracy"), Axes()
+    setups = [
+        dict(recipe=recipe.load("paper").override({"epochs": n}).to_dict(), data="shapes", images=9)
+        for n in (1, 2)
+    ]
+    found = {json.dumps(setup): dict(ours=[50.0], torch=[49.0]) for setup in setups}
+    accuracy.plot(axes, found)
+    assert len(axes.labels) == len(set(axes.labels)) == 4
 
 
 def test_convolutions_are_counted(load):

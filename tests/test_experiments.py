@@ -90,6 +90,12 @@ def test_every_variant_can_be_trained(load, path):
         assert config.recipe.build_model(10, np.random.default_rng(0)).num_parameters() > 1e4
 
 
+def test_only_deep_networks_have_the_figures_of_deep_ones(load):
+    shortcuts, deep = load("shortcuts").EXPERIMENT, load("degradation").EXPERIMENT
+    assert {v.paper for v in shortcuts.rows([20])} == {""}
+    assert all(v.changes for v in deep.rows([110]))  # 6.43 % is that of a run with a warm-up
+
+
 def test_every_row_of_table_1_is_there(load):
     rows = load("shortcuts").EXPERIMENT.rows()
     assert {v.model for v in rows} == {"preact_resnet110"}
@@ -217,6 +223,14 @@ def test_a_run_that_diverges_is_a_row(engine, tmp_path, capsys, monkeypatch):
     assert re.search(r"^wild +- +0 \+ 1 diverged +- +- +fail$", capsys.readouterr().out, re.M)
     monkeypatch.setattr(train.run, "train", lambda *args, **settings: pytest.fail("trained"))
     investigate(engine, experiment, tmp_path, length={"steps": 20})
+
+
+def test_one_that_diverged_is_refused_with_other_settings(engine, tmp_path):
+    wild = engine.Variant("wild", "svm", changes={"optimizer": {"lr": 1e30}})
+    experiment = engine.Experiment("small", lambda: [wild])
+    investigate(engine, experiment, tmp_path, length={"steps": 20})
+    with pytest.raises(ValueError, match="has a run of other settings"):
+        investigate(engine, experiment, tmp_path, length={"steps": 21})
 
 
 def test_other_settings_are_refused(engine, small, tmp_path):

@@ -119,12 +119,12 @@ def test_the_race_wants_a_folder(run_benchmark, gpu):
 def test_parts_that_need_what_is_missing_are_skipped(gpu, monkeypatch):
     there = {"torch", "xdist"}
     monkeypatch.setattr(gpu, "find_spec", lambda name: name in there or None)
-    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
+    monkeypatch.setattr(gpu.shutil, "which", lambda name, path: None)
     found = {name: part.obstacle for name, part in gpu.parts(None).items() if part.obstacle}
     no_tests = "not installed; pip install pytest hypothesis"
     assert found == {
         "kernels": no_tests, "backend": no_tests,
-        "memcheck": "it is not on the PATH", "racecheck": "it is not on the PATH",
+        "memcheck": gpu.NO_SANITIZER, "racecheck": gpu.NO_SANITIZER,
     }  # fmt: skip
     there |= {"pytest", "hypothesis"}
     assert not gpu.parts(None)["kernels"].obstacle
@@ -321,7 +321,8 @@ def test_products_are_run_in_every_precision(inner, emulated, monkeypatch):
     said = parts.exercise(at._replace(backend=emulated))
     assert said.startswith(f"{len(calls) + 3 * rounded} calls of kernels")
     monkeypatch.setattr(type(emulated), "precision_of", lambda self, dtype: "fp16")
-    with pytest.raises(RuntimeError, match=r"^conv2d 16@32x32 on emulated: results differ by"):
+    said = f"^conv2d 16@32x32 on {emulated.name}: results differ by"
+    with pytest.raises(RuntimeError, match=said):
         parts.exercise(at._replace(backend=emulated))
 
 

@@ -43,9 +43,17 @@ from .compiler import kernel
 from .host import HALF, ROWS, WIDTH
 from .pointwise import add
 from .simd import (
-    add_product, clear, copy, fence, load_tile, prefetch, store_tile, stream_line, streams,
+    add_product,
+    clear,
+    copy,
+    fence,
+    load_tile,
+    prefetch,
+    store_tile,
+    stream_line,
+    streams,
     zero_tile,
-)  # fmt: skip
+)
 
 BLOCK = 2**17  # floats of g and x that are in a core's second cache while dW is computed
 BAND = 8  # rows of y that share a copy of the rows of x which they read

@@ -13,14 +13,15 @@ re-implementation.
 from collections.abc import Iterator
 
 from depth import PAPER as RESIDUAL
-from experiment import Experiment, Variant, perform
+from experiment import WARM_UP, Experiment, Variant, perform
 
 PLAIN = {20: 10.08, 32: 11.15, 44: 14.12, 56: 15.39}
 
 
 def twins(depth: int) -> Iterator[Variant]:
-    yield Variant(f"plain-{depth}", f"plain{depth}", paper=PLAIN.get(depth, ""))
-    yield Variant(f"ResNet-{depth}", f"resnet{depth}", paper=RESIDUAL.get(depth, ""))
+    for kind, model, paper in ("plain", "plain", PLAIN), ("ResNet", "resnet", RESIDUAL):
+        name, changes = f"{kind}-{depth}", WARM_UP if depth == 110 else {}
+        yield Variant(name, f"{model}{depth}", changes=changes, paper=paper.get(depth, ""))
 
 
 EXPERIMENT = Experiment("degradation", twins, depths=(20, 32, 44, 56))

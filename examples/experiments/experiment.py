@@ -88,12 +88,13 @@ class Experiment:
 def carry_out(folder: Path, config: train.Config) -> None:
     """Bring the run in a folder to its end, if it isn't there yet."""
     how: dict[str, Any] = dict(checkpoint_every=CHECKPOINT_EVERY)
-    lost = folder / "diverged.txt"
+    lost, begun = folder / "diverged.txt", (folder / "config.json").exists()
+    if begun:
+        _check_same(folder, config)
     if lost.exists():
         return
     try:
-        if (folder / "config.json").exists():
-            _check_same(folder, config)
+        if begun:
             data_dir = Path(config.data_dir) if config.data_dir else None
             train.resume(folder, data_dir=data_dir, threads=config.threads, **how)
         else:
@@ -261,13 +262,13 @@ def perform(experiment: Experiment) -> None:
         threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
     ) -> None:
         data = data or ("cifar10" if data_dir else "shapes")
-        glance = data == "shapes" and images is None
+        glance = data == "shapes"
         given = dict(epochs=epochs, steps=steps)
         length = {name: n for name, n in given.items() if n is not None}
         choices: dict[str, Any] = dict(
             length=length or ({"epochs": 3} if glance else {}), data=data,
             data_dir=str(data_dir.resolve()) if data_dir else None,
-            images=2000 if glance else images, backend=backend, threads=threads,
+            images=images or (2000 if glance else None), backend=backend, threads=threads,
         )  # fmt: skip
         investigate(experiment, choices, seeds, numbers(depths), only or [], out)
 

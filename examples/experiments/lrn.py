@@ -20,7 +20,9 @@ def on_and_off() -> Iterator[Variant]:
     yield Variant("with LRN", "alexnet_cifar", {"lrn": True}, paper=11)
 
 
-EXPERIMENT = Experiment("lrn", on_and_off, changes=OPTIMIZER)
+EXPERIMENT = Experiment(
+    "lrn", on_and_off, changes=OPTIMIZER, paper="paper, by another network: test error, %"
+)
 
 if __name__ == "__main__":
     perform(EXPERIMENT)

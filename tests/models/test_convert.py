@@ -321,7 +321,7 @@ def test_pictures_are_cut_as_torchvision_does(run):
 @pytest.mark.parametrize(("outputs", "first"), [(10, "airplane"), (100, "apple"), (7, "0")])
 def test_cifars_networks_know_its_classes(run, outputs, first):
     save_file(state_of("resnet8", outputs), "r.safetensors")
-    assert run("convert", "r.safetensors", "c.safetensors", "--mean", "0.5", "0.5", "0.5")[0] == 0
+    assert run("convert", "r.safetensors", "c.safetensors", "--mean", "0.5,0.5,0.5")[0] == 0
     trained = train.Trained.load(Path("c.safetensors"))
     assert (trained.classes[0], len(trained.classes), trained.border) == (first, outputs, 0)
     assert [s.ravel().tolist() for s in trained.statistics] == [[0.5] * 3, [*IMAGENET_STD]]
@@ -369,13 +369,13 @@ MISTAKES = {
     "classes": (["--classes", "three.txt"], "got 3 class names; lenet5 with these weights has 10"),
     "model": (["--model", "lenet"], "no model 'lenet'; did you mean 'lenet5'? There are: "),
     "scale": (
-        ["--model", "resnet8", "--mean", "124", "116", "104"],
+        ["--model", "resnet8", "--mean", "124,116,104"],
         "got means (124.0, 116.0, 104.0) and deviations (0.229, 0.224, 0.225); expected those of "
         "pixels from 0 to 1, no deviation 0. Of 0 to 255? Divide them by 255",
     ),
-    "deviation": (["--model", "resnet8", "--std", "0.2", "0", "0.2"], "no deviation 0."),
+    "deviation": (["--model", "resnet8", "--std", "0.2,0,0.2"], "no deviation 0."),
     "no names": (["--classes", "none.txt"], "Invalid value for '--classes'"),
-    "number": (["--mean", "a", "0", "0"], "Invalid value for '--mean'"),  # the rest is typer's
+    "number": (["--mean", "a,0,0"], "--mean is 'a,0,0'; expected a number for each channel"),
 }
 
 

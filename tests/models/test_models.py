@@ -89,7 +89,12 @@ def test_weights_belong_to_the_generator(name):
         (lambda: build_resnet(depth=23), "resnet: depth is 23; expected 6n + 2"),
         (lambda: build_resnet(depth=2), "resnet: depth is 2; expected 6n + 2"),
         (lambda: build("resnet8", shortcut="a"), "resnet: shortcut is 'a'; expected 'A', 'B', 'C'"),
-        (lambda: models.build("convnet", size=4), "shape (10, 0) is empty"),
+        (lambda: models.build("convnet", size=4), "convnet: size is 4, and 3 pools leave nothing"),
+        (lambda: models.build("convnet", widths=()), "convnet: widths is (); expected the sizes"),
+        (
+            lambda: models.build("mlp", hidden=5),
+            "mlp: hidden is 5; expected the sizes of its",
+        ),
         (lambda: models.build("mlp")(tg.ones(1, 3, 16, 16)), "linear: x is (1, 768)"),
     ],
 )

@@ -170,6 +170,27 @@ def test_another_name_starts_a_section_afresh():
     assert adam.optimizer == {"name": "adam", "lr": 1e-3}
 
 
+ADAM = [{"optimizer": {"lr": 0.001}}, {"optimizer": {"name": "adam"}}]
+
+
+@pytest.mark.parametrize("changes", [ADAM, ADAM[::-1]])
+def test_the_order_of_changes_says_nothing(changes):
+    assert recipe.load("paper").override(*changes).optimizer == {"name": "adam", "lr": 0.001}
+
+
+def test_of_two_changes_to_one_setting_the_later_counts():
+    rates = [{"optimizer": {"lr": lr}} for lr in (1.0, 2.0)]
+    assert recipe.load("paper").override(*rates).optimizer["lr"] == 2.0
+
+
+EMPTIED = [{"augment": {}}, {"augment": {"pad": 2}}]
+
+
+@pytest.mark.parametrize("changes", [EMPTIED, EMPTIED[::-1]])
+def test_an_emptied_section_may_be_filled(changes):
+    assert recipe.load("paper").override(*changes).augment == {"pad": 2}
+
+
 def test_steps_below_1_are_parts_of_the_run():
     parts = make(
         schedule={"name": "multistep", "milestones": [0.5, 80]},

@@ -21,7 +21,8 @@ from small_run import Small
 
 import tinygrad_cnn as tg
 from tinygrad_cnn import data, models, nn, report, train
-from tinygrad_cnn.train import checkpoint, run
+from tinygrad_cnn import functional as F
+from tinygrad_cnn.train import checkpoint, run, trained
 from tinygrad_cnn.train.config import check_resumable, read_config
 from tinygrad_cnn.train.folder import RunFolder
 from tinygrad_cnn.train.recipe import Recipe, RecipeError
@@ -232,6 +233,26 @@ def test_checkpoints_of_before_test_flip_are_read(tmp_path):
     with tg.use_backend("numpy"):
         now = train.Trained.load(tmp_path / "run").probabilities(images)
         np.testing.assert_array_equal(train.Trained(arrays, facts).probabilities(images), now)
+
+
+class NormFirst(models.Classifier):
+    """List its convolution before the norm, and use it after."""
+
+    def __init__(self, classes=10, *, rng=None):
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, rng=rng), nn.BatchNorm2d(3)
+        self.fc = nn.Linear(3, classes, rng=rng)
+
+    def forward(self, x):
+        return self.fc(F.global_avg_pool2d(self.conv(self.norm(x).relu())))
+
+
+def test_a_network_that_can_not_be_folded_is_left_as_it_is():
+    model = NormFirst(rng=np.random.default_rng(0))
+    model.norm.running_mean.data = np.array([1.0, 2, 3])
+    now = trained.for_inference(model)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in now.modules())
+    ordinary = trained.for_inference(models.build("resnet8", rng=np.random.default_rng(0)))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in ordinary.modules())
 
 
 def test_a_models_settings_lie_with_the_weights(tmp_path):

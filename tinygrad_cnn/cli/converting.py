@@ -18,7 +18,7 @@ Examples:
 * `tinygrad-cnn evaluate resnet20.safetensors --data cifar10`
 * `tinygrad-cnn train --weights resnet20.safetensors --data cifar10 --model resnet20`
 """
-Colours = tuple[float, float, float] | None
+Colours = str | None  # numbers with commas between
 
 SourceArgument = Annotated[
     Path, typer.Argument(help="A PyTorch checkpoint or a .safetensors file.", show_default=False)
@@ -43,9 +43,16 @@ ClassesOption = Annotated[
     ),
 ]
 MeanOption = Annotated[
-    Colours, typer.Option(help="Mean of red, green, blue in training, 0 to 1; default: ImageNet's.")
+    Colours,
+    typer.Option(
+        metavar="R,G,B",
+        help="Mean of each channel in training, 0 to 1; default: ImageNet's.",
+    ),
 ]
-StdOption = Annotated[Colours, typer.Option(help="Their standard deviation; default: ImageNet's.")]
+StdOption = Annotated[
+    Colours,
+    typer.Option(metavar="R,G,B", help="Their standard deviations; default: ImageNet's."),
+]
 
 
 def convert(
@@ -62,7 +69,20 @@ def convert(
 
     labels = classes and classes.read_text(encoding="utf-8").rstrip().splitlines()
     own = {key: value for text in settings or [] for key, value in recipe.parse(text).items()}
-    choices: dict[str, Any] = dict(model=model, classes=labels, mean=mean, std=std, settings=own)
+    choices: dict[str, Any] = dict(
+        model=model, classes=labels, settings=own,
+        mean=mean and _numbers("mean", mean), std=std and _numbers("std", std),
+    )  # fmt: skip
     name = convert(source, dest, **{k: v for k, v in choices.items() if v is not None})
     print(f"{dest} holds the weights of {name}")
     print(f"next: tinygrad-cnn predict {dest} IMAGE.png")
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    """Read a number for each channel."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"--{option} is {text!r}; expected a number for each channel, such as 0.5,0.5,0.5"
+        ) from None

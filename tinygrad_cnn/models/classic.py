@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy
@@ -47,6 +48,7 @@ class MLP(Classifier):
         rng: Rng = None,
     ) -> None:
         self.image_shape = (channels, size, size)
+        _check_sizes("mlp", "hidden", hidden)
         widths = (channels * size * size, *hidden, classes)
         he = nn.init.kaiming_normal
         self.layers = nn.ModuleList(
@@ -81,6 +83,12 @@ class ConvNet(Classifier):
         batch_norm: bool = False,
         rng: Rng = None,
     ) -> None:
+        _check_sizes("convnet", "widths", widths, least=1)
+        if size < 2 ** len(widths):
+            raise ValueError(
+                f"convnet: size is {size}, and {len(widths)} pools leave nothing of it; expected "
+                f"at least {2 ** len(widths)}"
+            )
         self.image_shape, he = (channels, size, size), nn.init.kaiming_normal
         blocks: list[nn.Module] = []
         for c, o in zip((channels, *widths), widths, strict=False):
@@ -118,6 +126,13 @@ class LeNet5(Classifier):
     def forward(self, x: Tensor) -> Tensor:
         """x (N, C, 32, 32) -> (N, classes)."""
         return self.classifier(self.features(x).flatten(1))
+
+
+def _check_sizes(model: str, setting: str, sizes: Sequence[int], *, least: int = 0) -> None:
+    if not isinstance(sizes, Sequence) or len(sizes) < least:
+        raise ValueError(
+            f"{model}: {setting} is {sizes!r}; expected the sizes of its layers, such as (64, 32)"
+        )
 
 
 for _name, _model in dict(

@@ -11,11 +11,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy
-
 from .. import nn
 from ..autograd import no_grad
-from ..tensor import Tensor
 from .registry import Classifier
 
 POINTWISE = (nn.ReLU, nn.Tanh, nn.Dropout)  # they do on a map what they do on a vector
@@ -42,18 +39,11 @@ def to_convolutional(model: Classifier) -> nn.Sequential:
             "connected layers. A network with a global pool takes larger images as it is"
         )
     with no_grad():
-        image = _noise(copied)
+        image = copied.noise()
         converted = nn.Sequential(features, *_converted_head(copied, features(image).shape))
         _compare(copied(image).numpy(), converted(image).numpy(), kind)
     converted.train(model.training)
     return converted
-
-
-def _noise(model: Classifier) -> Tensor:
-    """Make an image that the model takes, where its weights are and of their dtype."""
-    weight = model.parameters()[0]
-    pixels = numpy.random.default_rng(0).standard_normal((1, *model.image_shape))
-    return weight.constant(weight.backend.asarray(pixels.astype(weight.dtype)))
 
 
 def _converted_head(model: Classifier, map_shape: tuple[int, ...]) -> Iterator[nn.Module]:

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy
+
 from .. import functional as F
 from .. import nn
 from ..suggestion import suggestion
@@ -24,6 +26,15 @@ class Classifier(nn.Module):
             kind = f"{type(self).__name__}: got {type(x).__name__}"
             raise TypeError(f"{kind}; expected a Tensor of images (N, C, H, W): tg.tensor(...)")
         return super().__call__(x, *args, **settings)
+
+    def noise(self) -> Tensor:
+        """Make an image of the same noise each time, where the weights are and of their dtype.
+
+        What shall be the same network in another form must score it the same.
+        """
+        weight = self.parameters()[0]
+        pixels = numpy.random.default_rng(0).standard_normal((1, *self.image_shape))
+        return weight.constant(weight.backend.asarray(pixels.astype(weight.dtype)))
 
 
 _builders: dict[str, Callable[..., Classifier]] = {}

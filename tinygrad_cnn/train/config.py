@@ -58,9 +58,7 @@ def configure(
     **choices: Any,
 ) -> Config:  # fmt: skip
     """Make a configuration from a recipe, changes to it by name, and the other choices."""
-    recipe = load(recipe_name)
-    for change in overrides.values():
-        recipe = recipe.override(change)
+    recipe = load(recipe_name).override(*overrides.values())
     folder = None if data_dir is None else str(data_dir.resolve())
     config = Config(recipe=recipe, recipe_name=recipe_name, data_dir=folder, **choices)
     if config.precision != "fp32" and recipe.dtype != "float32":
@@ -92,8 +90,10 @@ def check_resumable(
         if value != was[name]:
             option = f"--{name.removesuffix('_name')}"
             raise _contradiction(f"{option} {value}", folder, was[name])
+    if config.recipe.override(*overrides.values()) == config.recipe:
+        return
     for option, change in overrides.items():
-        if config.recipe.override(change) != config.recipe:
+        if not _holds(change, config.recipe.to_dict()):
             raise _contradiction(option, folder, _before(config.recipe, change))
 
 
@@ -102,6 +102,13 @@ def _contradiction(option: str, folder: Path, was: Any) -> RecipeError:
         f"{option} contradicts the run in {folder}, which has {was}; "
         "leave the option out to go on, or start a new run with --out"
     )
+
+
+def _holds(change: Any, was: Any) -> bool:
+    """Say if what would be set is set so already."""
+    if isinstance(change, dict) and change and isinstance(was, dict):
+        return all(key in was and _holds(value, was[key]) for key, value in change.items())
+    return bool(change == was)
 
 
 def _before(recipe: Recipe, change: Mapping[str, Any]) -> Any:

@@ -16,7 +16,7 @@ import inspect
 import itertools
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -119,15 +119,17 @@ class Recipe:
         """Give nested tables that from_dict reads; without the one of epochs and steps not set."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
-    def override(self, table: Mapping[str, Any]) -> Recipe:
-        """Change some settings.
+    def override(self, *changes: Mapping[str, Any]) -> Recipe:
+        """Change some settings; the changes are joined first, so their order says nothing.
 
         Sections are merged, unless another `name` starts a section afresh, or another model its
-        settings; an empty one takes all away. Epochs replace steps.
+        settings; an empty one takes all away. Epochs replace steps. Of two changes to one setting
+        the later counts.
         """
-        new = self.to_dict()
+        table, new = _joined(changes), self.to_dict()
+        new |= {name: {} for change in changes for name, value in change.items() if value == {}}
         if table.get("model", self.model) != self.model:
-            del new["model_settings"]
+            new["model_settings"] = {}
         if {"epochs", "steps"} & table.keys():
             new = {name: value for name, value in new.items() if name not in ("epochs", "steps")}
         for name, value in table.items():
@@ -272,6 +274,16 @@ def _parameters(section: str, settings: Settings) -> dict[str, bool]:
     if section == "warm_up":
         return dict.fromkeys(keys, False)
     return {"name": True, **keys, **({"lr": True} if section == "optimizer" else {})}
+
+
+def _joined(changes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Make one change of several."""
+    table = dict[str, Any]()
+    for name, value in itertools.chain.from_iterable(change.items() for change in changes):
+        old = table.get(name)
+        sections = isinstance(value, dict) and isinstance(old, dict)
+        table[name] = {**old, **value} if sections else value  # type: ignore[dict-item]
+    return table
 
 
 def _in_steps(settings: Settings, steps: int) -> Settings:
