@@ -18,7 +18,7 @@ import layers as convolutions
 import numpy
 import steps
 import typer
-from harness import Table
+from harness import Table, check_equal
 
 import backends as kernels
 import tinygrad_cnn as tg
@@ -99,9 +99,25 @@ def exercise(at: Setting) -> str:
                     at.backend, case, wanted, tolerance=TOLERANCES.get(name, kernels.TOLERANCE)
                 )
             cases += 1
+    check_resident_batches(at.backend)
     trainer = steps.our_trainer("resnet8", steps.fresh_weights("resnet8"))
     loss = min(float(trainer.step(*noise(n))) for n in (3, 2))
     return f"{cases} calls of kernels agree with numpy's; a step's loss is {loss:.3f}"
+
+
+def check_resident_batches(backend: Backend) -> None:
+    """Compare batches made on the device, if it can, with those of the CPU's loader."""
+    crops, pixels = data.RandomCropAndFlip(4, True), data.shapes(4)
+    if not data.ResidentLoader.serves(backend, crops):
+        return
+    statistics = data.channel_statistics(pixels.images)
+    at: dict[str, Any] = dict(seed=0, normalize=statistics, augment=crops)
+    resident = data.ResidentLoader(pixels, 4, backend=backend, **at)
+    ((a, _),), ((b, _),) = resident.epoch(0), data.Loader(pixels, 4, **at).epoch(0)
+    check_equal(backend.to_numpy(a), b, tolerance=kernels.TOLERANCE, what="a resident batch")
+    still = numpy.zeros((4, 2), int), numpy.zeros(4, bool)
+    found = backend.crop_and_flip(a, *still, padding=0)
+    check_equal(backend.to_numpy(found), backend.to_numpy(a), tolerance=0, what="crop_and_flip")
 
 
 def precisions(backend: Backend, kernel: str) -> list[str]:
@@ -170,7 +186,12 @@ def training_steps(
         return [*map(str, case), "alternating", *steps.cells(case, timings, steps.PEERS)]
 
     table = Table(steps.TITLE, steps.COLUMNS, [])
-    return fill(table, cases, row, lambda: steps.notes("noise", at.backend), name=name, at=at)
+
+    def notes() -> list[str]:
+        read = "ours reads each step's loss and scores, as training does; PyTorch's waits for none"
+        return [*steps.notes("noise", at.backend), read]
+
+    return fill(table, cases, row, notes, name=name, at=at)
 
 
 def fill(
