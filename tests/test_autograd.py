@@ -532,6 +532,14 @@ def test_recorded_gradients_add_up_as_recorded():
     assert (total.item(), tg.grad(total, x)[0].item()) == (24, 24)
 
 
+@pytest.mark.parametrize("create_graph", [True, False])
+def test_a_leaf_s_gradient_is_shared_with_nobody(create_graph):
+    a, b, seed = leaf(2.0), leaf(3.0), tg.tensor(5.0, dtype="float64")
+    (a + b).backward(seed, create_graph=create_graph)
+    a.grad.data *= 2
+    assert (a.grad.item(), b.grad.item(), seed.item()) == (10, 5, 5)
+
+
 def test_gradients_are_not_recorded_unasked():
     x = leaf(2.0)
     (x * x).backward()

@@ -226,11 +226,10 @@ class Tensor(ForeignLibraries, Variable):
 
     def _accumulate_grad(self, g: Tensor, create_graph: bool) -> None:
         total = g if self.grad is None else self.grad + g
-        if not create_graph:
-            own = self.backend.xp.empty_like(self._data)
-            own[...] = total._data
-            total = self.constant(own)
-        self.grad = total
+        own = self.backend.xp.empty_like(self._data)
+        own[...] = total._data
+        self.grad = self.constant(own)
+        self.grad.node = total.node if create_graph else None
 
     # ---- operators and methods: each is an op of the same name ----
 

@@ -136,7 +136,7 @@ class NumbaBackend(NumpyBackend):
 
 
 def _best(kernel: str, shapes: Shapes, dtype: Any, settings: dict[str, Any]) -> Path | None:
-    if not any(0 in shape for shape in shapes):
+    if 0 not in sum(shapes, ()):
         return paths.best(PATHS.get(kernel, ()), shapes, dtype, settings)
     return None
 

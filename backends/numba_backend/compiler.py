@@ -55,8 +55,8 @@ class Kernel:
             wanted = " or ".join(map(str, self.dtypes))
             raise TypeError(f"{self.body.__name__}: got an array of {dtype}; expected {wanted}")
         signature = re.sub(r"\bT\b", str(dtype), self.signature)
+        threads.start()  # before a number of threads is set, which starts them
         with threads.exclusive():
-            threads.start()
             self._compiled[dtype] = compiled(self.body, signature, **self.options)
         return self._compiled[dtype]
 

@@ -23,13 +23,14 @@ three channels are then a product of depth 9: so the first layer of a network is
     +-------------------------+
     | 0  0  0  0  0  0  0  .. |     ROWS pixels of a row of y at a time make a tile. Pixel r reads
     | 0 [c c c][c c c] c ..   |     its run sw * C floats behind that of pixel r - 1.
-    | 0 [ a run ]             |
+    | 0 [ a run ]             |     A large y is streamed past the caches, as in winograd.py.
     +-------------------------+
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -44,6 +45,7 @@ from .host import HALF, ROWS, WIDTH
 from .pointwise import add
 from .simd import (
     add_product,
+    add_stored,
     clear,
     copy,
     fence,
@@ -99,8 +101,13 @@ def add_runs(tile, a, at, line, across, runs, w, wi):
 
 
 @njit(forceinline=True)
-def write_tile(y, to, across, tile, n):
-    """Write the first n rows of a tile, or all, past the caches if y is large."""
+def write_tile(y, to, across, tile, n, plus):
+    """Write the first n rows of a tile, or all, and `plus` added unless that is empty.
+
+    A large y is written past the caches.
+    """
+    if len(plus):
+        tile = add_stored(tile, plus, to, across, n)
     if streams(y):
         stream_line(y, to, across, tile, n)  # such a tile is one vector wide, so it is a line
     else:
@@ -108,12 +115,13 @@ def write_tile(y, to, across, tile, n):
 
 
 @kernel(
-    "void(float32[::1], float32[::1], float32[::1], float32[::1], intp, intp[:, ::1],"
-    "UniTuple(intp, 4), UniTuple(intp, 7), UniTuple(intp, 6))"
+    "void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1], intp,"
+    "intp[:, ::1], UniTuple(intp, 4), UniTuple(intp, 7), UniTuple(intp, 6))"
 )
-def convolve(x, w, y, space, share, runs, x_shape, pixels, window):
+def convolve(x, w, y, plus, space, share, runs, x_shape, pixels, window):
     """Sum over all runs; w is [O/WIDTH][floats of all runs][WIDTH], a run (row, first, length).
 
+    `plus`, which lies as y does, is added unless it is empty.
     `pixels` says which ones of y are computed: rows, columns and channels; then, in floats, the
     place of the first, the step to the next image, to the next row and to the next column.
     A thread has `share` floats of `space`.
@@ -141,10 +149,10 @@ def convolve(x, w, y, space, share, runs, x_shape, pixels, window):
                     ahead = columns - ox
                     if ahead > HALF:
                         tile = add_runs(zero_tile(ROWS), a, at, line, sw * C, runs, w, o * depth)
-                        write_tile(y, to, across, tile, ahead)
+                        write_tile(y, to, across, tile, ahead, plus)
                     else:
                         half = add_runs(zero_tile(HALF), a, at, line, sw * C, runs, w, o * depth)
-                        write_tile(y, to, across, half, ahead)
+                        write_tile(y, to, across, half, ahead, plus)
         fence()
 
 
@@ -213,7 +221,7 @@ def correlate(x, g, u, space, share, runs, x_shape, g_shape, window, parts, bloc
     together, band = block
     copied = (columns - 1) * sw + width
     lines = ((band - 1) * sh + height) * copied * C, sh * copied * C, copied * C
-    size, panels = (len(u) - ROWS * O) // parts, together * band * columns * O
+    size, room = (len(u) - ROWS * O) // parts, together * band * columns * O
     for p in prange(parts):
         a, part = space[get_thread_id() * share :], intp(p)
         clear(u, part * size, size)
@@ -223,15 +231,15 @@ def correlate(x, g, u, space, share, runs, x_shape, g_shape, window, parts, bloc
             for y0 in range(0, rows, band):
                 high = min(band, rows - y0)
                 for n in range(count):
-                    to, start = panels + n * lines[0], (first + n) * H * W * C
+                    to, start = room + n * lines[0], (first + n) * H * W * C
                     read = (high - 1) * sh + height
                     copy_padded(x, start, (H, W, C), y0 * sh + top, read, left, copied, a, to)
                 shape, start = (count, high, columns, O), (first * rows + y0) * columns * O
                 if O == WIDTH:  # one panel, and g is it
-                    add_block(u, part * size, g, start, a, panels, shape, runs, lines, sw * C)
+                    add_block(u, part * size, g, start, a, room, shape, runs, lines, sw * C)
                 else:
                     copy_panels(g, start, count * high * columns, O, a, 0)
-                    add_block(u, part * size, a, 0, a, panels, shape, runs, lines, sw * C)
+                    add_block(u, part * size, a, 0, a, room, shape, runs, lines, sw * C)
 
 
 # ---- taps and runs ----
@@ -301,13 +309,14 @@ def conv2d_input_grad(
     """Gradient with respect to x, and `plus` if given: g (N, O, H', W') -> (N, C, H, W)."""
     N, C, H, W = x_shape
     dx, matrices = _empty(N, H, W, C), _matrices(w.swapaxes(0, 1))  # (taps, O, C)
+    added = plus if wide(C) == C else None  # else it doesn't lie as dx does
     taps = _taps(w.shape[2:], padding, dilation)
     for phase in product(range(min(stride[0], H)), range(min(stride[1], W))):
         met = _taps_that_meet(phase, taps, stride)
         pixels = dx[:, phase[0] :: stride[0], phase[1] :: stride[1]]
-        _sum_taps(g, matrices[[*met]], [*met.values()], dx, pixels)
+        _sum_taps(g, matrices[[*met]], [*met.values()], dx, pixels, plus=added)
     dx = nchw(_narrowed(dx, C))
-    return dx if plus is None else add(dx, plus, out=dx)
+    return dx if plus is added else add(dx, plus, out=dx)
 
 
 def conv2d_weight_grad(
@@ -346,16 +355,17 @@ def parts_of_batch(depth: int, O: int) -> int:
     return min(max(2**18 // (depth * O), 4), 16)
 
 
-def _taps(kernel: Sequence[int], padding: Padding, dilation: Pair) -> list[Tap]:
+def _taps(kernel: Sequence[int], padding: Padding, dilation: Pair) -> tuple[Tap, ...]:
     """Say where the taps of a kernel read, seen from y's first pixel."""
     (top, _), (left, _) = padding
-    return [
+    return tuple(
         (i * dilation[0] - top, j * dilation[1] - left)
         for i, j in product(range(kernel[0]), range(kernel[1]))
-    ]
+    )
 
 
-def _taps_that_meet(phase: Pair, taps: Sequence[Tap], stride: Pair) -> dict[int, Tap]:
+@cache  # a fourth of the time that a small gradient takes before its kernels run
+def _taps_that_meet(phase: Pair, taps: tuple[Tap, ...], stride: Pair) -> Mapping[int, Tap]:
     """Select the taps that the pixels of a phase meet: their numbers, and where these read dy.
 
     Tap (row, column) is at pixel (y, x) when dy is at ((y - row) / sh, (x - column) / sw).
@@ -398,12 +408,12 @@ def _widened(g: Array) -> Array:
 
 def _sum_taps(
     x: Array, w: Array, taps: Sequence[Tap], y: Array, pixels: Array = None, *,
-    stride: Pair = (1, 1),
+    stride: Pair = (1, 1), plus: Array = None,
 ) -> None:  # fmt: skip
     """Fill y (N, H', W', O), or `pixels`, a view of it, with the sum over taps.
 
     Pixel (i, j) of the view reads x (N, C, H, W) at stride * (i, j) + tap, times the tap's matrix
-    of w (taps, C, O).
+    of w (taps, C, O); `plus` is added if given.
     """
     N, C, H, W = x.shape
     seen, corner, size = window_of(taps)
@@ -413,9 +423,10 @@ def _sum_taps(
     steps = (step // y.itemsize for step in pixels.strides[:3])
     height, width = ((n - 1) * s + k for n, s, k in zip((BAND, columns), stride, size, strict=True))
     share = (height * width + ROWS * stride[1]) * C  # a tile reads ROWS pixels, though y has less
+    added = y.reshape(-1)[:0] if plus is None else flat(plus)
     convolve(
-        flat(x), panels(w), y.reshape(-1), scratch(share), share, run_list(seen, C), (N, H, W, C),
-        (rows, columns, O, first, *steps), (*stride, *corner, *size),
+        flat(x), panels(w), y.reshape(-1), added, scratch(share), share, run_list(seen, C),
+        (N, H, W, C), (rows, columns, O, first, *steps), (*stride, *corner, *size),
     )  # fmt: skip
 
 

@@ -4,14 +4,23 @@ Forward reads x for its statistics, then x again to write y, with the residual a
 same pass. Backward reads g and x for two sums per channel, then both again to write dx; where a
 ReLU was applied, its mask is computed anew from x rather than read from y.
 
+Ioffe & Szegedy, Batch Normalization, arXiv 1502.03167: algorithm 1, and its gradient in section 3.
+
 A channels-last array is looked at as rows of L = k*C values, `k` pixels side by side. Lane l of
 such a row belongs to channel l % C. All lanes do the same, so the inner loops are vectorised for
-any number of channels.
+any number of channels:
+
+             pixel 0   pixel 1         pixel k-1
+    row i   [c c c c | c c c c |  ...  | c c c c]    C = 4: lanes 0, 4, 8, ... are channel 0
+    row i+1 [c c c c | c c c c |  ...  | c c c c]
+      ...                                            BLOCK rows are a block, many blocks a part;
+                                                     a thread takes a part after the other
 
 Sums run over blocks of a few rows in the array's own dtype and are added up in float64. The
 statistics are of the differences from the block's first row, which is a value of the same channel:
 the squares can't cancel, at whatever mean. (With float32 sums of x and x^2, a variance of 1e-4 at
-mean 30 would be all rounding.)
+mean 30 would be all rounding.) Chan, Golub & LeVeque, Algorithms for Computing the Sample Variance,
+The American Statistician 37, 1983.
 """
 
 from __future__ import annotations

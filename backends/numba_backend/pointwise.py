@@ -53,6 +53,8 @@ def _parts(x: Array) -> int:
 def add(x: Array, y: Array, *, out: Array = None) -> Array:
     """x + y, into `out` if given."""
     z = empty_like(x) if out is None else out
+    if not z.flags.writeable:
+        raise ValueError("add: out is read-only")
     values = flat(z)  # a copy, where `out` is not as kernels want it
     add_flat(flat(x), flat(y), _parts(x), values)
     if not numpy.may_share_memory(values, z):

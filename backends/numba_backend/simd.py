@@ -83,6 +83,7 @@ def _store(builder, value, address):
 
 
 def _stream(builder, value, address):
+    # a non-temporal store to anything but a multiple of its size is an error of the CPU
     written = builder.store(value, builder.bitcast(address, VECTOR.as_pointer()))
     written.align = 4 * LANES
     written.set_metadata("nontemporal", builder.module.add_metadata([LANE(1)]))
@@ -439,6 +440,24 @@ def load_tile(typing, a, i, step, rows):
         return context.make_tuple(builder, tile, [_load(builder, place) for place in places])
 
     return tile(a, types.intp, types.intp, rows), emit
+
+
+@intrinsic
+def add_stored(typing, tile, a, i, step, n):
+    """Add to a tile the first n rows, or all, of what load_tile would read; no other is read."""
+
+    def emit(context, builder, sig, args):
+        tile, array, index, step, n = args
+        base, values = _address(context, builder, sig.args[1], array, index), _unpack(builder, tile)
+        zeros = builder.bitcast(cgutils.global_constant(builder, "zeros", ZEROS), base.type)
+        stored = []
+        for r, row in enumerate(_rows(builder, base, step, values)):
+            inside = builder.icmp_signed("<", INDEX(r), n)
+            stored += [_load(builder, builder.select(inside, place, zeros)) for place in row]
+        sums = [builder.fadd(a, b) for a, b in zip(values, stored, strict=True)]
+        return context.make_tuple(builder, sig.return_type, sums)
+
+    return tile(tile, a, types.intp, types.intp, types.intp), emit
 
 
 @intrinsic

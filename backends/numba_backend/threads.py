@@ -48,7 +48,10 @@ def number() -> int:
 
 
 def exclusive() -> AbstractContextManager[bool]:
-    """Let one thread at a time run kernels: each uses all cores, and workqueue bears no two."""
+    """Let one thread at a time run kernels: each uses all cores, and workqueue bears no two.
+
+    Refuses a forked process, and tells Numba the number of threads, which may start them.
+    """
     if _forked_from:
         raise RuntimeError(
             f"this process was forked from process {_forked_from[0]}, which had run kernels, and "

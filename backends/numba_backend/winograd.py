@@ -17,6 +17,8 @@ product over all tiles, (tiles, C) @ (C, O). Tiles are taken in blocks that stay
     | tile   |              +------+|              +------+|              | tile   |
     +--------+               +------+               +------+              +--------+
 
+In memory u is [36][O/WIDTH][C][WIDTH]: what a tile of a product meets, it meets in that order.
+
 The gradient with respect to x is a convolution too, with the filters turned round and their inputs
 and outputs exchanged. The one with respect to w is the transpose of all the above:
 
@@ -118,7 +120,8 @@ def transform_gradients(g, shape, first, count, patch, d, at, plane):
 def fetch(a, first, count, tiles, f, write):
     """Fetch the f-th of 36 shares of the memory of tiles first ... first + count - 1.
 
-    The products leave the memory idle, and the transforms before and after them wait for it.
+    The products leave the memory idle, and the transforms before and after them wait for it. The
+    instruction for what will be written is another one, so `prefetch` wants a literal.
     """
     start, stop = len(a) * first // tiles, len(a) * min(first + count, tiles) // tiles
     for i in range(start + (stop - start) * f // F, start + (stop - start) * (f + 1) // F, WIDTH):
@@ -263,7 +266,8 @@ def conv2d(x: Array, w: Array, *, padding: Padding, **at: Any) -> Array:
     O, C, _, _ = w.shape
     (top, bottom), (left, right) = padding
     out = x.shape[2] + top + bottom - 2, x.shape[3] + left + right - 2
-    return _convolve(x, w, O, places=(9, 9 * C, 0, 1), out=out, corner=(top, left))
+    lying = (9, 9 * C, 0, 1)  # c_step, o_step, first, tap: see transform_filters
+    return _convolve(x, w, O, places=lying, out=out, corner=(top, left))
 
 
 def conv2d_input_grad(
@@ -282,7 +286,8 @@ def _convolve(
 ) -> Array:  # fmt: skip
     N, C, H, W = x.shape
     u, y = aligned(F * C * O), aligned(N * out[0] * out[1] * O)
-    block, added = tiles_per_block(C, O), y[:0] if plus is None else flat(plus)
+    tiles = N * -(-out[0] // 4) * -(-out[1] // 4)
+    block, added = tiles_per_block(C, O, tiles), y[:0] if plus is None else flat(plus)
     space, shape = _space(block, C, O), (N, H, W, C, *out, O, *corner)
     convolve(flat(x), flat(w.reshape(-1)), u, y, added, space, shape, places, block)
     return nchw(y.reshape(N, *out, O))
@@ -299,7 +304,7 @@ def conv2d_weight_grad(g: Array, x: Array, *, w_shape: Shape, padding: Padding, 
         v, d = aligned(F * (tiles * C + PLANE)), aligned(F * (tiles * O + PLANE))
         correlate_at_once(*arrays, scratch(PATCH), v, d, shape, ROWS)
     else:
-        block = tiles_per_block(C, O)
+        block = tiles_per_block(C, O, tiles)
         correlate(*arrays, _space(block, C, O), shape, block, parts)
     return dw
 
@@ -309,10 +314,13 @@ def _space(block: int, C: int, O: int) -> Array:
     return scratch(PATCH + F * (block * (C + O) + 2 * PLANE))
 
 
-def tiles_per_block(C: int, O: int) -> int:
-    """Fill half a megabyte, a half of an L2 cache, with 36 (C + O) floats for each tile."""
-    fitting = 2**17 // (F * (C + O))
-    return min(max(fitting // ROWS * ROWS, 32), 64)
+def tiles_per_block(C: int, O: int, tiles: int) -> int:
+    """Fill half a megabyte, a half of an L2 cache, with 36 (C + O) floats for each tile.
+
+    Of few tiles, as a single image has, make at least four blocks, for the threads to share.
+    """
+    fitting, quarter = 2**17 // (F * (C + O)), -(-tiles // 4)
+    return min(max(fitting // ROWS * ROWS, 32), 64, -(-quarter // ROWS) * ROWS)
 
 
 def parts_of_batch(C: int, O: int) -> int:

@@ -148,6 +148,15 @@ def test_a_parameter_that_must_not_change_is_refused():
     p.flags.writeable = False
     with pytest.raises((ValueError, TypeError)):
         NUMBA.sgd_update(p, g, v, lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=False)
+    assert (p == 1).all()
+
+
+def test_a_sum_is_not_written_to_where_it_must_not():
+    x, out = (nchw(np.ones((2, 4, 4, 16), np.float32)) for _ in range(2))
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        NUMBA.add(x, x, out=out)
+    assert (out == 1).all()
 
 
 def test_any_number_of_threads_gives_the_same_bits():

@@ -14,6 +14,7 @@ from tinygrad_cnn.backends.numba_backend.host import LANES, ROWS, WIDTH
 from tinygrad_cnn.backends.numba_backend.simd import (
     add_lines,
     add_product,
+    add_stored,
     clear,
     copy,
     fence,
@@ -153,6 +154,20 @@ def test_what_is_outside_is_not_read():
 def product(a, row, step, b, depth, start, out, n):
     tile = load_tile(start, 0, WIDTH, ROWS) if len(start) else zero_tile(ROWS)
     store_tile(out, 0, WIDTH, add_product(tile, a, 0, row, step, b, 0, WIDTH, depth), n)
+
+
+@njit
+def added(a, n, out):
+    tile = add_stored(load_tile(a, 0, WIDTH, ROWS), a, 0, WIDTH, n)
+    store_tile(out, 0, WIDTH, tile, ROWS)
+
+
+@pytest.mark.parametrize("n", [0, 1, ROWS - 1, ROWS, ROWS + 3])
+def test_what_is_stored_is_added_to_a_tile(n):
+    a, out = values((ROWS, WIDTH)), np.empty((ROWS, WIDTH), np.float32)
+    added(a.ravel(), n, out.ravel())
+    rows = np.arange(ROWS)[:, None]
+    np.testing.assert_array_equal(out, a * np.where(rows < n, 2, 1).astype(np.float32))
 
 
 @pytest.mark.parametrize("depth", [0, 1, 7, 100])

@@ -1,7 +1,8 @@
 """Fold batch normalisation into the convolutions before it, for inference.
 
 In evaluation batch norm is y * scale + shift with constant scale = weight / sqrt(var + eps) and
-shift = bias - mean * scale, so scale and shift can move into the convolution: one pass less each.
+shift = bias - mean * scale. The scale moves into the convolution's weights; the shift, the residual
+and the ReLU are added in one pass.
 """
 
 from __future__ import annotations
@@ -11,18 +12,31 @@ from itertools import pairwise
 
 import numpy
 
+from .. import functional as F
 from ..tensor import Tensor
 from .layers import BatchNorm2d, Conv2d
 from .module import Module, Parameter
 
 
 class FoldedBatchNorm2d(Module):
-    """What is left of a folded batch norm: the residual and the ReLU."""
+    """What is left of a folded batch norm: the shift, the residual and the ReLU.
+
+    A batch norm of mean 0, variance 1 and scale 1 does all three in one pass.
+    """
+
+    def __init__(self, shift: Tensor) -> None:
+        self.shift = shift
+        self.zeros, self.ones = (
+            Tensor(fill(shift.shape, shift.dtype), backend=shift.backend)
+            for fill in (numpy.zeros, numpy.ones)
+        )
 
     def forward(self, x: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        """Add the residual, apply relu."""
-        y = x if residual is None else x + residual
-        return y.relu() if relu else y
+        """Add shift and residual, apply relu."""
+        return F.batch_norm(
+            x, self.zeros, self.ones, self.ones, self.shift, False, eps=0.0, residual=residual,
+            relu=relu,
+        )  # fmt: skip
 
 
 def fold_batch_norm(model: Module) -> Module:
@@ -37,14 +51,14 @@ def fold_batch_norm(model: Module) -> Module:
             if not (isinstance(conv, Conv2d) and isinstance(bn, BatchNorm2d)):
                 continue
             if conv.weight.shape[0] == bn.weight.size:
-                _fold(conv, bn)
-                setattr(module, name, FoldedBatchNorm2d().eval())
+                setattr(module, name, FoldedBatchNorm2d(_fold(conv, bn)).eval())
     for p in folded.parameters():
         p.requires_grad = False
     return folded
 
 
-def _fold(conv: Conv2d, bn: BatchNorm2d) -> None:
+def _fold(conv: Conv2d, bn: BatchNorm2d) -> Tensor:
+    """Move the scale into the weights; give the shift, with the convolution's bias in it."""
     backend = conv.weight.backend
     variance = bn.running_var.numpy().astype(numpy.float64)
     scale = bn.weight.numpy() / numpy.sqrt(variance + bn.eps)
@@ -52,5 +66,5 @@ def _fold(conv: Conv2d, bn: BatchNorm2d) -> None:
     shift = bn.bias.numpy() + (before - bn.running_mean.numpy()) * scale
     dtype = conv.weight.dtype
     weight = (conv.weight.numpy() * scale[:, None, None, None]).astype(dtype)
-    conv.weight = Parameter(weight, backend=backend)
-    conv.bias = Parameter(shift.astype(dtype), backend=backend)
+    conv.weight, conv.bias = Parameter(weight, backend=backend), None
+    return Tensor(shift.astype(dtype), backend=backend)
