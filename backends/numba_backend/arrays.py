@@ -37,7 +37,7 @@ def contiguous(a: Array) -> Array:
 
 def own_memory(a: Array) -> Array:
     """Give an array to write to: itself, or a copy where a kernel can't, or must not."""
-    return numpy.require(a, requirements="CAW")
+    return numpy.require(a, requirements=["C", "A", "W"])
 
 
 class _Writable:
@@ -57,7 +57,7 @@ class _Writable:
 def aligned(size: int, dtype: Any = numpy.float32) -> Array:
     """Allocate `size` values from the start of a cache line on: no vector then lies across two."""
     itemsize = numpy.dtype(dtype).itemsize
-    memory = numpy.empty(size + CACHE_LINE // itemsize, dtype)
+    memory: Array = numpy.empty(size + CACHE_LINE // itemsize, dtype)
     address = addressof(c_char.from_buffer(memory))  # twice as fast as asking NumPy for it
     start = -address % CACHE_LINE // itemsize
     return memory[start : start + size]
