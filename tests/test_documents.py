@@ -125,7 +125,7 @@ def test_the_inference_of_the_readme_is_that_measured():
         )
 
 
-@pytest.mark.parametrize("accuracy", ["84.87%", "82.82%", "89.66%", "84.17%"])
+@pytest.mark.parametrize("accuracy", ["84.87%", "82.82%", "87.70%", "89.66%", "84.17%"])
 def test_accuracies_of_the_readme_are_those_measured(accuracy):
     rounded = f"{float(accuracy.removesuffix('%')):.1f} %"
     assert rounded in (ROOT / "README.md").read_text(encoding="utf-8")
