@@ -7,7 +7,6 @@ where one exists, the way out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from operator import index
 from typing import Any
 
@@ -121,7 +120,6 @@ def check_conv2d(x: Shape, w: Shape, *, groups: int) -> None:
         )
 
 
-@lru_cache
 def check_fits(
     x: Shape, *, op: str, kernel: Pair, padding: Padding, dilation: Pair = (1, 1)
 ) -> None:

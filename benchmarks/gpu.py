@@ -108,7 +108,7 @@ def selftest(seconds: float, out: Path) -> list[Any]:
 
 
 def race(data_dir: Path) -> Callable[[float, Path], list[Any]]:
-    """Train on CIFAR-10 until the recipe `speedrun` ends."""
+    """Train on CIFAR-10 as D. Page did, to 94 %."""
     return lambda seconds, out: [*inside("race")(seconds, out), "--data-dir", data_dir]
 
 

@@ -38,7 +38,9 @@ T = TypeVar("T")
 TOLERANCES = {"tf32": 2e-3, "bf16": 2e-2, "fp16": 2e-3}
 ROUNDS = 2
 EAGER, SIZES = ("NCHW", "channels_last"), (512, 128, 2048)
-WANTED, EPOCHS = 0.94, 24  # of the race: what D. Page's takes; the recipe has fewer, for a CPU
+WANTED = 0.94  # of the race
+# What D. Page's cifar10-fast takes to get there; the recipe `speedrun` is made for a CPU.
+PAGE = dict(epochs=24, batch_size=512, optimizer=dict(lr=0.4), augment=dict(cutout=8))
 
 
 class Setting(NamedTuple):
@@ -228,11 +230,11 @@ def fill(
 
 
 def race(at: Setting) -> str:
-    """Train by the recipe `speedrun`, for longer; ask for 94 % on CIFAR-10's test images."""
+    """Train by the recipe `speedrun` with PAGE's settings; ask for 94 % on the test images."""
     from accuracy import ours
 
     images = data.load(at.data_dir, images=50_000)
-    settings = recipe.load("speedrun").override({"epochs": EPOCHS})
+    settings = recipe.load("speedrun").override(PAGE)
     accuracy, seconds = ours(settings, images, 0)
     said = f"{accuracy:.2%} on {images[1].name}'s test images after {seconds:.1f} s of training"
     if accuracy < WANTED:

@@ -7,14 +7,16 @@ import json
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from cupy_backend.emulation import EmulatedBackend
 
 import tinygrad_cnn as tg
-from tinygrad_cnn import backends, train
+from tinygrad_cnn import backends, models, nn, train
 from tinygrad_cnn.backends.cupy_backend import CupyBackend
-from tinygrad_cnn.backends.precision import PRECISIONS, check_precision, precision
+from tinygrad_cnn.backends.precision import PRECISIONS, check_precision, precision, use_precision
 from tinygrad_cnn.train import config, recipe
+from tinygrad_cnn.train.trained import for_inference
 
 
 @pytest.fixture
@@ -135,6 +137,21 @@ def test_a_configuration_of_earlier_days_has_fp32():
     table = train.Config(recipe.load("shapes")).to_dict()
     del table["precision"]
     assert train.Config.from_dict(table).precision == "fp32"
+
+
+@pytest.mark.emulated
+def test_networks_are_folded_in_any_precision(emulated, monkeypatch):
+    monkeypatch.setitem(backends._factories, emulated.name, lambda: emulated)
+    monkeypatch.setattr(backends, "_made", {})
+    rng = np.random.default_rng(0)
+    with tg.use_backend(emulated), use_precision("bf16"):
+        model = models.build("resnet8", rng=rng)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.data = rng.uniform(0.5, 2, module.weight.shape).astype("f")
+        folded = for_inference(model)
+        assert precision(emulated) == "bf16"
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
 
 
 @pytest.mark.emulated

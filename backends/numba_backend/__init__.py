@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import chain
 from time import perf_counter
 from typing import Any
 
@@ -136,7 +137,7 @@ class NumbaBackend(NumpyBackend):
 
 
 def _best(kernel: str, shapes: Shapes, dtype: Any, settings: dict[str, Any]) -> Path | None:
-    if 0 not in sum(shapes, ()):
+    if 0 not in chain.from_iterable(shapes):
         return paths.best(PATHS.get(kernel, ()), shapes, dtype, settings)
     return None
 

@@ -35,11 +35,6 @@ def contiguous(a: Array) -> Array:
     return a if a.flags.writeable else numpy.asarray(_Writable(a))
 
 
-def own_memory(a: Array) -> Array:
-    """Give an array to write to: itself, or a copy where a kernel can't, or must not."""
-    return numpy.require(a, requirements=["C", "A", "W"])
-
-
 class _Writable:
     """The memory of a read-only array, for kernels that only read it.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from numba import prange
 
 from ..base import Array
-from .arrays import contiguous, own_memory
+from .arrays import contiguous
 from .compiler import kernel
 from .parts import bounds, number_of_parts
 
@@ -28,7 +28,9 @@ def sgd_update(
     nesterov: bool,
 ) -> None:  # fmt: skip
     """Update p and velocity in place: v <- momentum*v + d, p <- p - lr*v, d = g + decay*p."""
-    own_p, own_v = own_memory(p), own_memory(velocity)
+    if not (p.flags.writeable and velocity.flags.writeable):
+        raise ValueError("sgd_update: the parameter or its velocity is read-only")
+    own_p, own_v = contiguous(p), contiguous(velocity)
     parts = number_of_parts(p.size, p.size)
     rows = (a.reshape(-1) for a in (own_p, contiguous(g), own_v))
     sgd(*rows, lr, momentum, weight_decay, nesterov, parts)

@@ -317,7 +317,7 @@ def _space(block: int, C: int, O: int) -> Array:
 def tiles_per_block(C: int, O: int, tiles: int) -> int:
     """Fill half a megabyte, a half of an L2 cache, with 36 (C + O) floats for each tile.
 
-    Of few tiles, as a single image has, make at least four blocks, for the threads to share.
+    Of few tiles, as a single image has, make up to four blocks, for the threads to share.
     """
     fitting, quarter = 2**17 // (F * (C + O)), -(-tiles // 4)
     return min(max(fitting // ROWS * ROWS, 32), 64, -(-quarter // ROWS) * ROWS)

@@ -162,7 +162,7 @@ def added(a, n, out):
     store_tile(out, 0, WIDTH, tile, ROWS)
 
 
-@pytest.mark.parametrize("n", [0, 1, ROWS - 1, ROWS, ROWS + 3])
+@pytest.mark.parametrize("n", sorted({0, 1, ROWS - 1, ROWS, ROWS + 3}))
 def test_what_is_stored_is_added_to_a_tile(n):
     a, out = values((ROWS, WIDTH)), np.empty((ROWS, WIDTH), np.float32)
     added(a.ravel(), n, out.ravel())

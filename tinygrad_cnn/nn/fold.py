@@ -2,7 +2,7 @@
 
 In evaluation batch norm is y * scale + shift with constant scale = weight / sqrt(var + eps) and
 shift = bias - mean * scale. The scale moves into the convolution's weights; the shift, the residual
-and the ReLU are added in one pass.
+and the ReLU are one pass on `numba` and `cupy`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .module import Module, Parameter
 class FoldedBatchNorm2d(Module):
     """What is left of a folded batch norm: the shift, the residual and the ReLU.
 
-    A batch norm of mean 0, variance 1 and scale 1 does all three in one pass.
+    They are a batch norm of mean 0, variance 1 and scale 1.
     """
 
     def __init__(self, shift: Tensor) -> None:
