@@ -358,6 +358,13 @@ def test_numba_says_why_it_can_not_run(monkeypatch):
         backends.get("numba")
 
 
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_batch_norm_by_itself_has_no_relu(name):
+    one = np.ones(3)
+    y, *_ = backends.get(name).batch_norm(IMAGES, one, 0 * one, eps=1e-5)
+    assert y.min() < -1
+
+
 # ---- mixtures ----
 
 MIXTURES = {
