@@ -159,12 +159,10 @@ class AlexNetCifar(nn.Sequential):
 def build(name: str, classes: int = 10, **settings: Any) -> nn.Module:
     """Build "resnet20", "plain20" and their deeper relatives, or one of OTHERS."""
     family = name.rstrip("0123456789")
-    if name in ("resnet9", "alexnet_cifar"):
+    if name in OTHERS:
         return OTHERS[name](classes, **settings)
     if settings:
         raise ValueError(f"the PyTorch peer of {name} has no settings, but was given {settings}")
-    if name in OTHERS:
-        return OTHERS[name](classes)
     depth = int(name.removeprefix(family) or 0)
     if family not in ("resnet", "plain") or depth < 8 or depth % 6 != 2:
         others = ", ".join(OTHERS)

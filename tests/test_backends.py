@@ -359,10 +359,13 @@ def test_numba_says_why_it_can_not_run(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["numpy", "numba"])
-def test_batch_norm_by_itself_has_no_relu(name):
+def test_batch_norm_by_itself_has_no_relu_and_no_residual(name):
     one = np.ones(3)
-    y, *_ = backends.get(name).batch_norm(IMAGES, one, 0 * one, eps=1e-5)
+    y, mean, var = backends.get(name).batch_norm(IMAGES, one, 0 * one, eps=1e-5)
     assert y.min() < -1
+    at = dict(mean=mean, var=var, eps=1e-5, training=True)
+    *_, of_residual = backends.get(name).batch_norm_grad(y, IMAGES, one, 0 * one, **at)
+    assert of_residual is None
 
 
 # ---- mixtures ----

@@ -125,6 +125,16 @@ def test_the_inference_of_the_readme_is_that_measured():
         )
 
 
+def test_single_images_are_as_slow_as_the_readme_says():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "image by image these two are nearly twice and four times as fast" in text
+    table = rows("benchmarks/README.md", "| network | batch | ours, ms | eager, ms")
+    for row in (row for row in table if row[1] == "1"):
+        compiled, onnx = (1 / float(re.search(r"\(([\d.]+)x\)", row[n])[1]) for n in (5, 6))
+        assert 1.6 < compiled < 2
+        assert round(onnx) == 4
+
+
 @pytest.mark.parametrize("accuracy", ["84.87%", "82.82%", "87.70%", "89.66%", "84.17%"])
 def test_accuracies_of_the_readme_are_those_measured(accuracy):
     rounded = f"{float(accuracy.removesuffix('%')):.1f} %"

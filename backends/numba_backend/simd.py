@@ -78,6 +78,12 @@ def _load(builder, address):
     return value
 
 
+def _load_if(builder, inside, address):
+    """Load a vector, or zeros from where there are some: without a branch, nothing else is read."""
+    zeros = builder.bitcast(cgutils.global_constant(builder, "zeros", ZEROS), address.type)
+    return _load(builder, builder.select(inside, address, zeros))
+
+
 def _store(builder, value, address):
     builder.store(value, builder.bitcast(address, VECTOR.as_pointer())).align = 4
 
@@ -343,20 +349,16 @@ def load_line(typing, a, i, step, n):
 
 @intrinsic(prefer_literal=True)
 def load_inside(typing, a, i, step, n, first, size):
-    """Read a line; its vectors with first + r outside of [0, size) are zeros, and not read.
-
-    There is no branch: what is outside is read from a place where zeros are.
-    """
+    """Read a line; its vectors with first + r outside of [0, size) are zeros, and not read."""
     line = types.UniTuple(vector, n.literal_value)
 
     def emit(context, builder, sig, args):
         array, index, step, _, first, size = args
         base, loaded = _address(context, builder, sig.args[0], array, index), []
-        zeros = builder.bitcast(cgutils.global_constant(builder, "zeros", ZEROS), base.type)
         for r, place in enumerate(_steps(builder, base, step, n.literal_value)):
             # as unsigned numbers, the negative ones are larger than any size
             inside = builder.icmp_unsigned("<", builder.add(first, INDEX(r)), size)
-            loaded.append(_load(builder, builder.select(inside, place, zeros)))
+            loaded.append(_load_if(builder, inside, place))
         return context.make_tuple(builder, line, loaded)
 
     return line(a, types.intp, types.intp, n, types.intp, types.intp), emit
@@ -449,11 +451,10 @@ def add_stored(typing, tile, a, i, step, n):
     def emit(context, builder, sig, args):
         tile, array, index, step, n = args
         base, values = _address(context, builder, sig.args[1], array, index), _unpack(builder, tile)
-        zeros = builder.bitcast(cgutils.global_constant(builder, "zeros", ZEROS), base.type)
         stored = []
         for r, row in enumerate(_rows(builder, base, step, values)):
             inside = builder.icmp_signed("<", INDEX(r), n)
-            stored += [_load(builder, builder.select(inside, place, zeros)) for place in row]
+            stored += [_load_if(builder, inside, place) for place in row]
         sums = [builder.fadd(a, b) for a, b in zip(values, stored, strict=True)]
         return context.make_tuple(builder, sig.return_type, sums)
 

@@ -286,8 +286,7 @@ def _convolve(
 ) -> Array:  # fmt: skip
     N, C, H, W = x.shape
     u, y = aligned(F * C * O), aligned(N * out[0] * out[1] * O)
-    tiles = N * -(-out[0] // 4) * -(-out[1] // 4)
-    block, added = tiles_per_block(C, O, tiles), y[:0] if plus is None else flat(plus)
+    block, added = tiles_per_block(C, O, tiles_of(N, *out)), y[:0] if plus is None else flat(plus)
     space, shape = _space(block, C, O), (N, H, W, C, *out, O, *corner)
     convolve(flat(x), flat(w.reshape(-1)), u, y, added, space, shape, places, block)
     return nchw(y.reshape(N, *out, O))
@@ -297,7 +296,7 @@ def conv2d_weight_grad(g: Array, x: Array, *, w_shape: Shape, padding: Padding, 
     """Gradient with respect to w: g (N, O, H', W'), x (N, C, H, W) -> (O, C, 3, 3)."""
     (N, C, H, W), (_, O, H_out, W_out) = x.shape, g.shape
     shape = (N, H, W, C, H_out, W_out, O, padding[0][0], padding[1][0])
-    tiles, parts = N * -(-H_out // 4) * -(-W_out // 4), parts_of_batch(C, O)
+    tiles, parts = tiles_of(N, H_out, W_out), parts_of_batch(C, O)
     dw = numpy.empty(w_shape, numpy.float32)
     arrays = flat(x), flat(g), aligned(parts * F * C * O), dw.reshape(-1)
     if parts * C * O >= tiles * (C + O):
@@ -312,6 +311,11 @@ def conv2d_weight_grad(g: Array, x: Array, *, w_shape: Shape, padding: Padding, 
 def _space(block: int, C: int, O: int) -> Array:
     """Give every thread room for the transformed tiles of a block."""
     return scratch(PATCH + F * (block * (C + O) + 2 * PLANE))
+
+
+def tiles_of(N: int, H_out: int, W_out: int) -> int:
+    """Count the tiles of all images."""
+    return N * -(-H_out // 4) * -(-W_out // 4)
 
 
 def tiles_per_block(C: int, O: int, tiles: int) -> int:

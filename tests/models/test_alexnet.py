@@ -74,18 +74,6 @@ def alexnet_in_pytorch(t):
     )
 
 
-def cifar_in_pytorch(t, *, lrn, activation):
-    """Write layers-18pct out, with LRN across channels or none."""
-    act = {"relu": t.ReLU, "tanh": t.Tanh}[activation]
-    norm = [t.LocalResponseNorm(5, 5e-4, 0.75, 2.0)] if lrn else []
-    return t.Sequential(
-        *(t.Conv2d(3, 32, 5, padding=2), act(), t.MaxPool2d(3, 2), *norm),
-        *(t.Conv2d(32, 32, 5, padding=2), act(), t.AvgPool2d(3, 2), *norm),
-        *(t.Conv2d(32, 64, 5, padding=2), act(), t.AvgPool2d(3, 2)),
-        *(t.Flatten(), t.Linear(576, 10)),
-    )
-
-
 def assert_close(received, expected):
     expected = expected.detach().numpy()
     atol = 1e-11 * np.abs(expected).max()
@@ -117,9 +105,10 @@ def test_alexnet_is_pytorchs():
 @on_every_backend
 @pytest.mark.parametrize("lrn", [True, False], ids=["LRN", "no LRN"])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_alexnet_cifar_is_pytorchs(lrn, activation):
+def test_alexnet_cifar_is_pytorchs(load, lrn, activation):
+    pytest.importorskip("torch")
     settings = dict(lrn=lrn, activation=activation)
-    theirs = cifar_in_pytorch(pytest.importorskip("torch").nn, **settings)
+    theirs = load("torch_models").build("alexnet_cifar", **settings)
     assert_twins(build("alexnet_cifar", **settings), theirs)
 
 

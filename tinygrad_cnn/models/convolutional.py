@@ -13,10 +13,9 @@ from typing import Any
 
 from .. import nn
 from ..autograd import no_grad
-from .registry import Classifier
+from .registry import Classifier, alike
 
 POINTWISE = (nn.ReLU, nn.Tanh, nn.Dropout)  # they do on a map what they do on a vector
-TOLERANCE = 1e-3  # of the largest score: far above rounding, far below another forward
 
 
 def to_convolutional(model: Classifier) -> nn.Sequential:
@@ -83,8 +82,8 @@ def _convolution(linear: nn.Linear, kernel: tuple[int, ...]) -> nn.Conv2d:
 
 def _compare(scores: Any, converted: Any, kind: str) -> None:
     """Refuse a model whose forward does more than its layers, which only its scores tell."""
-    error = abs(scores - converted[:, :, 0, 0]).max()
-    if not error <= TOLERANCE * abs(scores).max():
+    if not alike(scores, converted[:, :, 0, 0]):
+        error = abs(scores - converted[:, :, 0, 0]).max()
         raise ValueError(
             f"to_convolutional: {kind}'s scores differ by {error:.2g} from those of its layers, "
             "`features` first and the others in their order; its forward must be just that"

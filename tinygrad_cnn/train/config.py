@@ -90,10 +90,8 @@ def check_resumable(
         if value != was[name]:
             option = f"--{name.removesuffix('_name')}"
             raise _contradiction(f"{option} {value}", folder, was[name])
-    if config.recipe.override(*overrides.values()) == config.recipe:
-        return
     for option, change in overrides.items():
-        if not _holds(change, config.recipe.to_dict()):
+        if config.recipe.override(change) != config.recipe:
             raise _contradiction(option, folder, _before(config.recipe, change))
 
 
@@ -102,13 +100,6 @@ def _contradiction(option: str, folder: Path, was: Any) -> RecipeError:
         f"{option} contradicts the run in {folder}, which has {was}; "
         "leave the option out to go on, or start a new run with --out"
     )
-
-
-def _holds(change: Any, was: Any) -> bool:
-    """Say if what would be set is set so already."""
-    if isinstance(change, dict) and change and isinstance(was, dict):
-        return all(key in was and _holds(value, was[key]) for key, value in change.items())
-    return bool(change == was)
 
 
 def _before(recipe: Recipe, change: Mapping[str, Any]) -> Any:

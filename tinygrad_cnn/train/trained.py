@@ -11,13 +11,13 @@ from .. import backends, data, models, nn
 from ..autograd import no_grad
 from ..backends.precision import use_precision
 from ..models import Classifier
+from ..models.registry import alike
 from . import checkpoint
 from .folder import RunFolder
 from .loop import Metrics, evaluate, judge
 from .trainer import under
 
 Array = numpy.ndarray[Any, Any]
-TOLERANCE = 1e-3  # of the largest score: far above rounding, far below another forward
 
 
 class Trained:
@@ -91,8 +91,7 @@ def for_inference(model: Classifier) -> Classifier:
     folded: Any = nn.fold_batch_norm(model.eval())
     noise = model.noise()
     with no_grad(), use_precision("fp32", noise.backend):  # bf16's rounding is no small difference
-        before, after = model(noise).numpy(), folded(noise).numpy()
-    same: bool = abs(before - after).max() <= TOLERANCE * abs(before).max()
+        same = alike(model(noise).numpy(), folded(noise).numpy())
     return folded if same else model
 
 
