@@ -229,16 +229,17 @@ print(numba.get_num_threads(), end=" ")
 threads.set_threads(2)
 x.relu()
 print(numba.get_num_threads(), end=" ")
-errors = []
+errors, seen = [], []
 def work():
     for _ in range(20):
         if not (x.relu().numpy() == 1).all():
             errors.append("wrong")
-    print(numba.get_num_threads(), end=" ")
+    seen.append(numba.get_num_threads())
 workers = [threading.Thread(target=work) for _ in range(3)]
 for worker in workers: worker.start()
 for worker in workers: worker.join()
 assert not errors
+print(*seen, end=" ")  # not by the threads, whose words could mix
 import threadpoolctl
 pools = threadpoolctl.threadpool_info()
 blas = [pool["num_threads"] for pool in pools if pool["user_api"] == "blas"]
