@@ -23,7 +23,7 @@ from tinygrad_cnn.train import recipe
 FOLDER = Path(__file__).parents[1] / "examples" / "experiments"
 FILES = sorted(path for path in FOLDER.glob("*.py") if path.stem != "experiment")
 every_experiment = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-CHOICES = dict(length={"epochs": 2}, data="shapes", images=50, backend="numpy")
+CHOICES = dict(size={"epochs": 2}, data="shapes", images=50, backend="numpy")
 
 
 @pytest.fixture
@@ -72,7 +72,9 @@ def test_it_is_short_and_tells_its_commands(load, path):
     docstring = ast.get_docstring(ast.parse(text))
     commands = re.findall(rf"python examples/experiments/{path.stem}\.py(.*)", docstring)
     assert len(commands) >= 2
-    known = "data data-dir images epochs steps seeds depths only out backend threads".split()
+    known = (
+        "data data-dir images epochs steps seeds depths only out backend threads batch-size".split()
+    )
     assert set(re.findall(r"--([\w-]+)", docstring)) <= set(known)
     assert load(path.stem).EXPERIMENT.name == path.stem
 
@@ -155,7 +157,9 @@ def test_an_experiment_leaves_runs_a_table_and_curves(engine, small, tmp_path, c
             config = json.loads((tmp_path / variant / f"seed{seed}" / "config.json").read_text())
             assert (config["recipe"]["model"], config["seed"]) == (variant, seed)
     table = (tmp_path / "table.md").read_text()
-    assert table.startswith("# small: 2 epochs on 50 images of shapes; median (mean ± standard")
+    assert table.startswith(
+        "# small: 2 epochs, batches of 128, on 50 images of shapes; median (mean ± standard"
+    )
     assert "| softmax | 30,730 | 2 | " in table
     assert (tmp_path / "curves.png").exists()
     assert re.search(r"^svm +30,730 +2 .* 9\.9$", capsys.readouterr().out, re.MULTILINE)
@@ -189,7 +193,7 @@ for picture in ("curves", "confusion", "mistakes", "comparison"):
     setattr(report, "plot_" + picture, lambda *args: args[-1].write_bytes(b"PNG"))
 variants = [engine.Variant(name, name) for name in ("svm", "softmax")]
 small = engine.Experiment("small", lambda: variants)
-choices = {CHOICES | dict(length={"epochs": 40})!r}
+choices = {CHOICES | dict(size={"epochs": 40})!r}
 engine.investigate(small, choices, 1, [], [], Path(sys.argv[1]))
 """
 
@@ -218,35 +222,37 @@ def test_a_killed_experiment_goes_on(tmp_path):
 def test_a_run_that_diverges_is_a_row(engine, tmp_path, capsys, monkeypatch):
     wild = engine.Variant("wild", "svm", changes={"optimizer": {"lr": 1e30}}, paper="fail")
     experiment = engine.Experiment("small", lambda: [wild])
-    investigate(engine, experiment, tmp_path, length={"steps": 20})
+    investigate(engine, experiment, tmp_path, size={"steps": 20})
     assert "the loss is nan at step" in (tmp_path / "wild" / "seed0" / "diverged.txt").read_text()
     assert re.search(r"^wild +- +0 \+ 1 diverged +- +- +fail$", capsys.readouterr().out, re.M)
     monkeypatch.setattr(train.run, "train", lambda *args, **settings: pytest.fail("trained"))
-    investigate(engine, experiment, tmp_path, length={"steps": 20})
+    investigate(engine, experiment, tmp_path, size={"steps": 20})
 
 
 def test_one_that_diverged_is_refused_with_other_settings(engine, tmp_path):
     wild = engine.Variant("wild", "svm", changes={"optimizer": {"lr": 1e30}})
     experiment = engine.Experiment("small", lambda: [wild])
-    investigate(engine, experiment, tmp_path, length={"steps": 20})
+    investigate(engine, experiment, tmp_path, size={"steps": 20})
     with pytest.raises(ValueError, match="has a run of other settings"):
-        investigate(engine, experiment, tmp_path, length={"steps": 21})
+        investigate(engine, experiment, tmp_path, size={"steps": 21})
 
 
 def test_other_settings_are_refused(engine, small, tmp_path):
     investigate(engine, small, tmp_path, only=["svm"])
     with pytest.raises(ValueError, match=r"svm.seed0 has a run of other settings .* another --out"):
-        investigate(engine, small, tmp_path, only=["svm"], length={"epochs": 3})
+        investigate(engine, small, tmp_path, only=["svm"], size={"epochs": 3})
+    with pytest.raises(ValueError, match=r"svm.seed0 has a run of other settings"):
+        investigate(engine, small, tmp_path, only=["svm"], size={"epochs": 2, "batch_size": 10})
 
 
 def test_runs_of_another_length_say_so_in_the_table(engine, small, tmp_path):
-    investigate(engine, small, tmp_path, only=["svm"], length={"epochs": 1})
-    investigate(engine, small, tmp_path, only=["softmax"], length={"epochs": 2})
-    told = f"{CHOICES['images']} images of shapes"
+    investigate(engine, small, tmp_path, only=["svm"], size={"epochs": 1})
+    investigate(engine, small, tmp_path, only=["softmax"], size={"epochs": 2})
+    told = f"batches of 128, on {CHOICES['images']} images of shapes"
     lines = (tmp_path / "table.md").read_text().splitlines()
-    assert lines[0].startswith(f"# small: 2 epochs on {told}; ")
+    assert lines[0].startswith(f"# small: 2 epochs, {told}; ")
     assert [line.split(" | ")[0] for line in lines[4:]] == [
-        "| softmax", f"| svm (1 epochs on {told})",
+        "| softmax", f"| svm (1 epochs, {told})",
     ]  # fmt: skip
 
 
@@ -254,7 +260,7 @@ def test_runs_of_another_length_say_so_in_the_table(engine, small, tmp_path):
     ("how", "message"),
     [
         (dict(only=["sofmax"]), "no variant 'sofmax'; did you mean 'softmax'? There are: softmax"),
-        (dict(length={"epochs": 1, "steps": 2}), "epochs is 1 and steps is 2; expected exactly"),
+        (dict(size={"epochs": 1, "steps": 2}), "epochs is 1 and steps is 2; expected exactly"),
         (dict(data="cifar"), "no data set 'cifar'"),
     ],
 )

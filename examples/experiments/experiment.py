@@ -71,13 +71,11 @@ class Experiment:
             return list(self.variants())
         return [variant for depth in depths or self.depths for variant in self.variants(depth)]
 
-    def configure(
-        self, variant: Variant, length: Mapping[str, int], **choices: Any
-    ) -> train.Config:
-        """Make the configuration of a variant's run; `length` is its epochs or steps, or empty."""
+    def configure(self, variant: Variant, size: Mapping[str, int], **choices: Any) -> train.Config:
+        """Make the configuration of a variant's run, of these epochs or steps and batch_size."""
         what = {"model": variant.model, "model_settings": dict(variant.settings)}
         made = recipe.load(self.recipe)
-        for change in (self.changes, what, variant.changes, length):
+        for change in (self.changes, what, variant.changes, size):
             made = made.override(change)
         return train.Config(made, self.recipe, **choices)
 
@@ -110,7 +108,7 @@ def _check_same(folder: Path, config: train.Config) -> None:
     now = replace(config, data_dir=was.data_dir, threads=was.threads, backend=was.backend)
     if was != now:
         raise ValueError(
-            f"{folder} has a run of other settings (its length, images or recipe); "
+            f"{folder} has a run of other settings (its length, batch size, images or recipe); "
             "give the ones it began with, or another --out"
         )
 
@@ -252,6 +250,7 @@ def perform(experiment: Experiment) -> None:
         images: Annotated[int | None, typer.Option(help="Default: all, of shapes 2000.")] = None,
         epochs: Annotated[int | None, typer.Option(help="Length of each run.")] = None,
         steps: Annotated[int | None, typer.Option(help="The same in steps.")] = None,
+        batch_size: Annotated[int | None, typer.Option(help="Default: the recipe's.")] = None,
         seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant.")] = 1,
         depths: Annotated[str, typer.Option(help="Such as 20,56, not the experiment's.")] = "",
         only: Annotated[list[str] | None, typer.Option(help="Only this variant; repeat.")] = None,
@@ -263,10 +262,11 @@ def perform(experiment: Experiment) -> None:
     ) -> None:
         data = data or ("cifar10" if data_dir else "shapes")
         glance = data == "shapes"
-        given = dict(epochs=epochs, steps=steps)
-        length = {name: n for name, n in given.items() if n is not None}
+        if glance and epochs is None and steps is None:
+            epochs = 3
+        given = dict(epochs=epochs, steps=steps, batch_size=batch_size)
         choices: dict[str, Any] = dict(
-            length=length or ({"epochs": 3} if glance else {}), data=data,
+            size={name: n for name, n in given.items() if n is not None}, data=data,
             data_dir=str(data_dir.resolve()) if data_dir else None,
             images=images or (2000 if glance else None), backend=backend, threads=threads,
         )  # fmt: skip
@@ -295,8 +295,8 @@ def investigate(
 
 
 def told(config: train.Config) -> str:
-    """Say in words what a run sees, and for how long."""
+    """Say in words what a run sees, how much at once, and for how long."""
     read = config.recipe
     length = f"{read.epochs} epochs" if read.epochs else f"{read.steps:,} steps"
     images = "all images" if config.images is None else f"{config.images:,} images"
-    return f"{length} on {images} of {config.data}"
+    return f"{length}, batches of {read.batch_size}, on {images} of {config.data}"
