@@ -4,11 +4,11 @@ Every kernel has a body here, written against `self.xp` (NumPy or a module that 
 backend gives five members (`name`, `xp`, `asarray`, `to_numpy`, `synchronize`), is right at once,
 and overrides kernel by kernel what it can do faster. Falling back is inheritance.
 
-Arrays are positional, resolved settings are keywords: `stride` and `dilation` are pairs,
-`padding` is ((top, bottom), (left, right)). Shapes are (N, C, H, W) and (O, C, kh, kw), as in the
-textbooks. In memory any strides are legal, but 4-D results are channels-last: `nhwc(result)` is
-C-contiguous. The channels of a pixel then lie side by side, and a 1x1 convolution is one matrix
-product.
+Arrays are positional (None, where one that may be missing is), resolved settings are keywords:
+`stride` and `dilation` are pairs, `padding` is ((top, bottom), (left, right)). Shapes are
+(N, C, H, W) and (O, C, kh, kw), as in the textbooks. In memory any strides are legal, but 4-D
+results are channels-last: `nhwc(result)` is C-contiguous. The channels of a pixel then lie side by
+side, and a 1x1 convolution is one matrix product.
 """
 
 from __future__ import annotations
@@ -149,9 +149,13 @@ class Backend:
     # channels. Its two gradients are the two transposes of the same sum.
 
     def conv2d(
-        self, x: Array, w: Array, *, stride: Pair, padding: Padding, dilation: Pair, groups: int
-    ) -> Array:
-        """Cross-correlate x (N, C, H, W) with w (O, C/groups, kh, kw) -> (N, O, H', W')."""
+        self, x: Array, w: Array, bias: Array = None, residual: Array = None, *, stride: Pair,
+        padding: Padding, dilation: Pair, groups: int, relu: bool = False,
+    ) -> Array:  # fmt: skip
+        """Cross-correlate x (N, C, H, W) with w (O, C/groups, kh, kw) -> (N, O, H', W').
+
+        Then add bias (O,) and, to that, the residual (N, O, H', W'); apply relu.
+        """
         kernel = w.shape[2:]
         at = dict(kernel=kernel, stride=stride, dilation=dilation)
         out = output_size(x.shape[2:], padding=padding, **at)
@@ -159,7 +163,15 @@ class Backend:
         y_groups, taps = split(nhwc(y), groups=groups), self._taps(w, groups)
         for (i, j), pixels in shifted(self._pad(x, padding), out=out, **at):
             y_groups += split(pixels, groups=groups) @ taps[i, j]
-        return y
+        return self.finished(y, bias, residual, relu=relu)
+
+    def finished(self, y: Array, bias: Array, residual: Array, *, relu: bool) -> Array:
+        """Add bias (O,) and residual (N, O, H, W) to a fresh y if given; apply relu if wanted."""
+        if bias is not None:
+            y = self._per_channel(self.xp.add, y, bias)
+        if residual is not None:
+            y = self.add(y, residual, out=y)
+        return self.relu(y) if relu else y
 
     def conv2d_input_grad(
         self, g: Array, w: Array, *, x_shape: Shape, stride: Pair, padding: Padding,
@@ -310,10 +322,7 @@ class Backend:
         if var is None:
             var = self._channel_mean(self.xp.square(centred))
         y = self._per_channel(self.xp.multiply, centred, weight / self.xp.sqrt(var + eps))
-        y = self._per_channel(self.xp.add, y, bias)
-        if residual is not None:
-            y = self.add(y, residual, out=y)
-        return (self.relu(y) if relu else y), mean, var
+        return self.finished(y, bias, residual, relu=relu), mean, var
 
     def batch_norm_grad(
         self, g: Array, x: Array, weight: Array, bias: Array, *, mean: Array, var: Array,

@@ -19,8 +19,7 @@ Shape = tuple[int, ...]
 def pair(value: Setting, *, op: str, name: str, least: int = 1) -> Pair:
     """Read a setting given as one number for both axes or as (height, width)."""
     try:
-        values = tuple(value) if isinstance(value, Sequence) else (value, value)
-        h, w = (index(v) for v in values)
+        h, w = map(index, value if isinstance(value, Sequence) else (value, value))
     except (TypeError, ValueError):
         raise TypeError(f"{op}: {name} is {value!r}; expected an integer or a pair") from None
     if min(h, w) < least:

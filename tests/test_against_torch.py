@@ -238,6 +238,26 @@ def test_conv2d(case, bias):
     compare(lambda *t: F.conv2d(*t, **settings), lambda *t: T.conv2d(*t, **settings), *operands)
 
 
+@pytest.mark.parametrize("context", [nullcontext, tg.unfused], ids=["fused", "unfused"])
+@given(case=conv2d_cases(), bias=st.booleans(), residual=st.booleans(), relu=st.booleans())
+def test_conv2d_with_residual_and_relu(context, case, bias, residual, relu):
+    x, w, settings = case
+    like_y = np.indices(F.conv2d(tg.Tensor(x), tg.Tensor(w), **settings).shape).sum(axis=0) % 7
+    operands = [x, w, *[np.linspace(-1, 1, len(w))] * bias, *[like_y - 3.3] * residual]
+
+    def ours(x, w, *rest):
+        at = dict(residual=rest[-1] if residual else None, relu=relu)
+        return F.conv2d(x, w, rest[0] if bias else None, **settings, **at)
+
+    def theirs(x, w, *rest):
+        y = T.conv2d(x, w, rest[0] if bias else None, **settings)
+        y = y + rest[-1] if residual else y
+        return T.relu(y) if relu else y
+
+    with context():
+        compare(ours, theirs, *operands)
+
+
 @pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
 @given(case=st.one_of(pool2d_cases(tie_free=True), pool2d_cases(tie_free=False)))
 def test_pooling(name, case):

@@ -919,16 +919,27 @@ def test_hooks_nest_and_end():
     assert (outer, inner) == (["exp", "log"], ["exp"])
 
 
+def pixelwise(x, **settings):
+    """Convolve with the identity, and a bias of 0."""
+    c = x.shape[1]
+    w, b = np.eye(c).reshape(c, c, 1, 1), np.zeros(c)
+    return F.conv2d(x, tg.Tensor(w), tg.Tensor(b), **settings)
+
+
+FUSED = {"batch_norm": normalise, "conv2d": pixelwise}
+
+
+@pytest.mark.parametrize("op", FUSED)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
-def test_unfused_shows_the_parts_of_batch_norm(residual, relu):
+def test_unfused_shows_the_parts(op, residual, relu):
     x = tg.randn(2, 3, 4, 5, rng=np.random.default_rng(0), dtype="float64", requires_grad=True)
     settings = dict(residual=x if residual else None, relu=relu)
-    names, y = names_of(lambda: normalise(x, **settings))
+    names, y = names_of(lambda: FUSED[op](x, **settings))
     with tg.unfused():
-        parts, z = names_of(lambda: normalise(x, **settings))
-    assert names == ["batch_norm"]
-    assert parts == ["batch_norm", *["add"] * residual, *["relu"] * relu]
+        parts, z = names_of(lambda: FUSED[op](x, **settings))
+    assert names == [op]
+    assert parts == [op, *["add"] * residual, *["relu"] * relu]
     np.testing.assert_array_equal(y.numpy(), z.numpy())
     a, b = (tg.grad(t.sum(), x)[0].numpy() for t in (y, z))
     np.testing.assert_allclose(a, b, rtol=1e-14)
@@ -942,6 +953,7 @@ RULES = {
 }
 RELUS = {
     "relu": lambda x: x.relu(),
+    "conv2d": lambda x: pixelwise(x.reshape(1, 4, 1, 1), relu=True).reshape(4),
     "batch_norm": lambda x: normalise(x.reshape(1, 4, 1, 1), relu=True).reshape(4),
 }
 
@@ -956,12 +968,20 @@ def test_relu_rules(rule, relu):
     assert values(x.grad) == RULES[rule]
 
 
-def test_batch_norm_stays_fused_under_the_ordinary_rule():
+@pytest.mark.parametrize("op", FUSED)
+def test_a_relu_stays_fused_under_the_ordinary_rule(op):
     x = leaf(np.ones((1, 1, 2, 2)))
-    assert names_of(lambda: normalise(x, relu=True))[0] == ["batch_norm"]
+    assert names_of(lambda: FUSED[op](x, relu=True))[0] == [op]
     with tg.relu_rule("guided"):
-        assert names_of(lambda: normalise(x, relu=True))[0] == ["batch_norm", "relu"]
-        assert names_of(lambda: normalise(x))[0] == ["batch_norm"]
+        assert names_of(lambda: FUSED[op](x, relu=True))[0] == [op, "relu"]
+        assert names_of(lambda: FUSED[op](x))[0] == [op]
+
+
+def test_a_convolution_without_a_bias_has_residual_and_relu_as_ops_of_their_own():
+    x, w = leaf(np.ones((1, 1, 2, 2))), tg.Tensor(np.ones((1, 1, 1, 1)))
+    names, y = names_of(lambda: F.conv2d(x, w, residual=-3 * x, relu=True))
+    assert names == ["mul", "conv2d", "add", "relu"]
+    assert values(y) == np.zeros((1, 1, 2, 2)).tolist()
 
 
 def test_an_unknown_relu_rule_is_refused():

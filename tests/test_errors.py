@@ -114,6 +114,9 @@ VALUE_ERRORS = {
     too_large("conv2d", "3x11", "10x10"): conv(w=(6, 4, 3, 11), padding=1),
     too_large("conv2d", "11x11", "8x10"): conv(padding=(0, 1), dilation=5),
     # convolution: settings
+    "conv2d: the result is (2, 6, 3, 3), but residual is (2, 6, 8, 8)": conv(
+        stride=2, residual=ones(2, 6, 8, 8)
+    ),
     "conv2d: stride is 0; expected at least 1": conv(stride=0),
     "conv2d: stride is (2, -1); expected at least 1": conv(stride=(2, -1)),
     "conv2d: dilation is 0; expected at least 1": conv(dilation=0),
@@ -161,7 +164,9 @@ VALUE_ERRORS = {
     f"{CHANNELS} running_var is (3,)": batch_norm(running_var=3, training=False),
     f"{CHANNELS} weight is (3,)": batch_norm(weight=3),
     f"{CHANNELS} bias is (1,)": batch_norm(bias=1),
-    f"batch_norm: x is {X}, but residual is (2, 1, 8, 8)": batch_norm(residual=(2, 1, 8, 8)),
+    f"batch_norm: the result is {X}, but residual is (2, 1, 8, 8)": batch_norm(
+        residual=(2, 1, 8, 8)
+    ),
     "local_response_norm: x is (3, 10); expected (N, C, H, W)": (
         lambda: F.local_response_norm(ROWS, 5)
     ),

@@ -24,16 +24,38 @@ from .tensor import Tensor
 __all__ = [
     "avg_pool2d", "batch_norm", "concatenate", "conv2d", "cross_entropy", "dropout", "erf", "gelu",
     "global_avg_pool2d", "hinge_loss", "leaky_relu", "linear", "local_response_norm", "log_softmax",
-    "max_pool2d", "mse_loss", "pad", "relu", "sigmoid", "softmax", "stack", "tanh", "unfused",
-    "where",
+    "max_pool2d", "mse_loss", "pad", "relu", "relu_rule", "sigmoid", "softmax", "stack", "tanh",
+    "unfused", "where",
 ]  # fmt: skip
 
 _unfused: ContextVar[bool] = ContextVar("unfused", default=False)
 
 
 def unfused() -> Any:
-    """Run a fused batch norm as norm, add and relu inside a `with` block: hooks see each part."""
+    """Run fused layers as layer, add and relu inside a `with` block: hooks see each part."""
     return setting(_unfused, True)
+
+
+def relu_rule(rule: str) -> Any:
+    """Change what a ReLU recorded inside a `with` block passes back, to see what a net has learned.
+
+    "gradient" is calculus; "deconv" passes the positive gradients (Zeiler & Fergus, arXiv
+    1311.2901); "guided" passes the positive gradients where the input was positive (Springenberg
+    et al., arXiv 1412.6806).
+    """
+    if rule not in elementwise.RELU_RULES:
+        known = ", ".join(elementwise.RELU_RULES)
+        raise ValueError(f"relu_rule: got {rule!r}; expected one of {known}")
+    return setting(elementwise.rule_in_force, rule)
+
+
+def _in_parts(relu: bool) -> bool:
+    return _unfused.get() or (relu and elementwise.rule_in_force.get() != "gradient")
+
+
+def _finished(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    y = y if residual is None else y + residual
+    return y.relu() if relu else y
 
 
 def _check_float(x: Any, *, op: str) -> None:
@@ -66,24 +88,43 @@ def conv2d(
     padding: int | str | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    *,
+    residual: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
     """Cross-correlate x (N, C, H, W) with w (O, C/groups, kh, kw) -> (N, O, H', W').
 
     H' = floor((H + pads - dilation * (kh - 1) - 1) / stride) + 1. Padding is a number, a pair,
     "same" (stride 1 only) or "valid". CS231n, "Convolutional Networks".
+
+    A `residual` like the result is added, and relu applied; with a bias b in one op, which is made
+    for inference: most kernels do both where they write, but each gradient has to mask anew.
     """
     _check_float(x, op="conv2d")
     at = geometry.conv2d_settings(
         x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups
     )
     _check_bias(b, w, op="conv2d")
-    y = conv.conv2d(x, w, **at)
-    return y if b is None else y + b.reshape(1, -1, 1, 1)
+    if residual is not None:
+        _check_residual(residual, _convolved(x.shape, w.shape, **at), op="conv2d")
+    bias, more = ([] if t is None else [t] for t in (b, residual))
+    if b is None or _in_parts(relu):
+        return _finished(conv.conv2d(x, w, *bias, **at), residual, relu)
+    return conv.conv2d(x, w, *bias, *more, relu=relu, **at)
+
+
+def _convolved(x: geometry.Shape, w: geometry.Shape, *, groups: int, **at: Any) -> geometry.Shape:
+    return (x[0], w[0], *geometry.output_size((x[2], x[3]), kernel=(w[2], w[3]), **at))
 
 
 def _check_bias(b: Tensor | None, w: Tensor, *, op: str) -> None:
     if b is not None and b.shape != w.shape[:1]:
         raise ValueError(f"{op}: b is {b.shape}; expected {w.shape[:1]}, one for each output")
+
+
+def _check_residual(residual: Tensor, y: geometry.Shape, *, op: str) -> None:
+    if residual.shape != y:
+        raise ValueError(f"{op}: the result is {y}, but residual is {residual.shape}")
 
 
 def max_pool2d(
@@ -140,7 +181,7 @@ def batch_norm(
     """
     per_channel = dict(running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
     _check_batch_norm(x, per_channel, residual, training=training)
-    if _unfused.get() or (relu and elementwise.rule_in_force.get() != "gradient"):
+    if _in_parts(relu):
         return _batch_norm_in_parts(
             x, running_mean, running_var, weight, bias, training, momentum, eps,
             residual=residual, relu=relu,
@@ -170,8 +211,8 @@ def _check_batch_norm(
             raise ValueError(
                 f"batch_norm: x {x.shape} has {x.shape[1]} channels, but {name} is {t.shape}"
             )
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(f"batch_norm: x is {x.shape}, but residual is {residual.shape}")
+    if residual is not None:
+        _check_residual(residual, x.shape, op="batch_norm")
     if training and x.size // max(x.shape[1], 1) < 2:
         raise ValueError(
             f"batch_norm: x {x.shape} has one value per channel or none, which has no variance; "
@@ -184,9 +225,7 @@ def _batch_norm_in_parts(
 ) -> Tensor:
     with setting(_unfused, False):
         y = batch_norm(x, *args)
-    if residual is not None:
-        y = y + residual
-    return y.relu() if relu else y
+    return _finished(y, residual, relu)
 
 
 def local_response_norm(

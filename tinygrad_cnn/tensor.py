@@ -33,12 +33,10 @@ class BackendMismatch(TypeError):
     """Tensors of two backends met in one op."""
 
 
-def _operator(name: str) -> Callable[[Tensor, Any], Tensor]:
-    return lambda self, other: getattr(ops, name)(self, other)
-
-
-def _reflected(name: str) -> Callable[[Tensor, Any], Tensor]:
-    return lambda self, other: getattr(ops, name)(other, self)
+def _operators(name: str) -> Iterator[Callable[[Tensor, Any], Tensor]]:
+    """Give x + y, and y + x for where y is no Tensor."""
+    yield lambda self, other: getattr(ops, name)(self, other)
+    yield lambda self, other: getattr(ops, name)(other, self)
 
 
 def _method(name: str, doc: str) -> Callable[[Tensor], Tensor]:
@@ -233,11 +231,11 @@ class Tensor(ForeignLibraries, Variable):
 
     # ---- operators and methods: each is an op of the same name ----
 
-    __add__, __radd__ = _operator("add"), _reflected("add")
-    __sub__, __rsub__ = _operator("sub"), _reflected("sub")
-    __mul__, __rmul__ = _operator("mul"), _reflected("mul")
-    __truediv__, __rtruediv__ = _operator("div"), _reflected("div")
-    __matmul__, __rmatmul__ = _operator("matmul"), _reflected("matmul")
+    __add__, __radd__ = _operators("add")
+    __sub__, __rsub__ = _operators("sub")
+    __mul__, __rmul__ = _operators("mul")
+    __truediv__, __rtruediv__ = _operators("div")
+    __matmul__, __rmatmul__ = _operators("matmul")
     __lt__, __le__ = _comparison("less"), _comparison("less_equal")
     __gt__, __ge__ = _comparison("greater"), _comparison("greater_equal")
     __eq__, __ne__ = _comparison("equal"), _comparison("not_equal")  # type: ignore[assignment]

@@ -50,10 +50,11 @@ def _small_matrices(shapes: Shapes, **settings: Any) -> bool:
 
 
 def _result_fits(
-    shapes: Shapes, *, groups: int, x_shape: Shape = (), w_shape: Shape = (), **at: Any
-) -> bool:
+    shapes: Shapes, *, groups: int, x_shape: Shape = (), w_shape: Shape = (), relu: bool = False,
+    **at: Any,
+) -> bool:  # fmt: skip
     """Tell whether a convolution's result can be counted, and its phases and groups be a grid."""
-    (n, _, h, w), (o, _, kh, kw) = shapes
+    (n, _, h, w), (o, _, kh, kw), *_ = shapes
     result = x_shape or w_shape or (n, o, *output_size((h, w), kernel=(kh, kw), **at))
     return math.prod(result) <= MOST_VALUES and groups * math.prod(at["stride"]) <= MOST_BLOCKS[2]
 

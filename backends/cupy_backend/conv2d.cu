@@ -53,10 +53,10 @@ struct Filters {
     }
 };
 
-// Grid: tiles of rows, tiles of columns, groups.
+// Grid: tiles of rows, tiles of columns, groups. Added are bias and residual, which may be null.
 template <typename T, typename Tile>
 __global__ void LAUNCHED_AS(Tile)
-conv2d(const T* x, const T* w, T* y, Convolution at) {
+conv2d(const T* x, const T* w, const T* bias, const T* residual, int relu, T* y, Convolution at) {
     int group = blockIdx.z;
     int first_row = blockIdx.x * Tile::ROWS, first_column = blockIdx.y * Tile::COLUMNS;
     int size = at.kh * at.kw * at.C, rows = at.N * at.Ho * at.Wo;
@@ -70,7 +70,12 @@ conv2d(const T* x, const T* w, T* y, Convolution at) {
 #pragma unroll
         for (int j = 0; j < Tile::WIDTH; j += 4) {
             int row = first_row + Tile::row(i), o = first_column + Tile::column(j);
-            T* p = y + (row * at.groups + group) * at.O + o;
-            if (row < rows) store(p, &tile.sums[i][j], at.O - o, fours);
+            if (row >= rows) continue;
+            T* sums = &tile.sums[i][j];
+            int channel = group * at.O + o, place = row * at.groups * at.O + channel;
+            if (bias) add(sums, bias + channel, at.O - o);
+            if (residual) add(sums, residual + place, at.O - o);
+            if (relu) keep_positive(sums);
+            store(y + place, sums, at.O - o, fours);
         }
 }

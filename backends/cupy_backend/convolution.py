@@ -62,16 +62,17 @@ WEIGHT_GRAD = _programs("conv2d_weight_grad", "add_parts<T>")
 
 
 def conv2d(
-    backend: CupyBackend, x: Array, w: Array, *, stride: Pair, padding: Padding, dilation: Pair,
-    groups: int,
+    backend: CupyBackend, x: Array, w: Array, bias: Array = None, residual: Array = None, *,
+    stride: Pair, padding: Padding, dilation: Pair, groups: int, relu: bool = False,
 ) -> Array:  # fmt: skip
-    """Cross-correlate x (N, C, H, W) with w (O, C/groups, kh, kw) -> (N, O, H', W')."""
+    """Cross-correlate x (N, C, H, W) with w (O, C/groups, kh, kw); add the rest; apply relu."""
     at = _geometry(x.shape, w.shape, stride, padding, dilation, groups)
     y = backend.empty((x.shape[0], w.shape[0], at["Ho"], at["Wo"]), x.dtype)
     rows = y.size // y.shape[1]
+    added = (None if a is None else backend.flat(a) for a in (bias, residual))
     _launch(
         backend, FORWARD, "conv2d", rows, at["O"], groups,
-        (backend.images(x), backend.images(w), nhwc(y), at),
+        (backend.images(x), backend.images(w), *added, relu, nhwc(y), at),
     )  # fmt: skip
     return y
 

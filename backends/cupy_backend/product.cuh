@@ -179,6 +179,14 @@ __device__ void add(T* sums, const T* p, int left) {
         if (j < left) sums[j] += p[j];
 }
 
+// Replace what is negative of four sums by 0; a NaN stays one.
+template <typename T>
+__device__ void keep_positive(T* sums) {
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        if (sums[j] <= 0) sums[j] = 0;
+}
+
 // Write four sums to p, or as many as there are left columns.
 template <typename T>
 __device__ void store(T* p, const T* sums, int left, bool fours) {

@@ -21,6 +21,7 @@ from numba import njit, prange
 from ..base import Array
 from ..geometry import Padding, Pair, Shape, output_size
 from .arrays import empty, flat, images
+from .bias import finished
 from .compiler import kernel
 from .host import LANES
 from .parts import bounds, number_of_parts
@@ -115,13 +116,14 @@ def correlate(x, g, u, window):
 
 
 def conv2d(
-    x: Array, w: Array, *, stride: Pair, padding: Padding, dilation: Pair, **at: Any
-) -> Array:
-    """Cross-correlate x (N, C, H, W) with w (C, 1, kh, kw) -> (N, C, H', W')."""
+    x: Array, w: Array, *added: Array, stride: Pair, padding: Padding, dilation: Pair,
+    relu: bool = False, **at: Any,
+) -> Array:  # fmt: skip
+    """Cross-correlate x (N, C, H, W) with w (C, 1, kh, kw); add bias, residual; apply relu."""
     at = dict(stride=stride, padding=padding, dilation=dilation)
     y = empty((*x.shape[:2], *output_size(x.shape[2:], kernel=w.shape[2:], **at)), x.dtype)
     convolve(images(x), _weights(w), images(y), _window(w.shape, **at), _parts(y))
-    return y
+    return finished(y, *added, relu=relu)
 
 
 def conv2d_input_grad(

@@ -40,12 +40,14 @@ from numba import get_thread_id, intp, njit, prange
 from ..base import Array, nchw, nhwc
 from ..geometry import Padding, Pair, Shape, output_size
 from .arrays import aligned, flat, scratch
+from .bias import finished
 from .compiler import kernel
 from .host import HALF, ROWS, WIDTH
 from .pointwise import add
 from .simd import (
     add_product,
     add_stored,
+    at_least,
     clear,
     copy,
     fence,
@@ -101,13 +103,17 @@ def add_runs(tile, a, at, line, across, runs, w, wi):
 
 
 @njit(forceinline=True)
-def write_tile(y, to, across, tile, n, plus):
-    """Write the first n rows of a tile, or all, and `plus` added unless that is empty.
+def write_tile(y, to, across, tile, n, added, o):
+    """Write the first n rows of a tile, or all, past the caches if y is large.
 
-    A large y is written past the caches.
+    `added` is (bias, plus, least): bias[o:] and, unless it is empty, plus, which lies as y does,
+    are added, and what is below `least` is raised to it.
     """
+    bias, plus, least = added
+    tile = add_stored(tile, bias, o, 0, ROWS)  # the same in every row
     if len(plus):
         tile = add_stored(tile, plus, to, across, n)
+    tile = at_least(tile, least)
     if streams(y):
         stream_line(y, to, across, tile, n)  # such a tile is one vector wide, so it is a line
     else:
@@ -115,13 +121,13 @@ def write_tile(y, to, across, tile, n, plus):
 
 
 @kernel(
-    "void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1], intp,"
-    "intp[:, ::1], UniTuple(intp, 4), UniTuple(intp, 7), UniTuple(intp, 6))"
+    "void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1], float32,"
+    "float32[::1], intp, intp[:, ::1], UniTuple(intp, 4), UniTuple(intp, 7), UniTuple(intp, 6))"
 )
-def convolve(x, w, y, plus, space, share, runs, x_shape, pixels, window):
+def convolve(x, w, y, bias, plus, least, space, share, runs, x_shape, pixels, window):
     """Sum over all runs; w is [O/WIDTH][floats of all runs][WIDTH], a run (row, first, length).
 
-    `plus`, which lies as y does, is added unless it is empty.
+    bias [O], plus and `least` are write_tile's.
     `pixels` says which ones of y are computed: rows, columns and channels; then, in floats, the
     place of the first, the step to the next image, to the next row and to the next column.
     A thread has `share` floats of `space`.
@@ -149,10 +155,10 @@ def convolve(x, w, y, plus, space, share, runs, x_shape, pixels, window):
                     ahead = columns - ox
                     if ahead > HALF:
                         tile = add_runs(zero_tile(ROWS), a, at, line, sw * C, runs, w, o * depth)
-                        write_tile(y, to, across, tile, ahead, plus)
+                        write_tile(y, to, across, tile, ahead, (bias, plus, least), o)
                     else:
                         half = add_runs(zero_tile(HALF), a, at, line, sw * C, runs, w, o * depth)
-                        write_tile(y, to, across, half, ahead, plus)
+                        write_tile(y, to, across, half, ahead, (bias, plus, least), o)
         fence()
 
 
@@ -292,14 +298,18 @@ def wide(O: int) -> int:
 
 
 def conv2d(
-    x: Array, w: Array, *, stride: Pair, padding: Padding, dilation: Pair, **at: Any
-) -> Array:
-    """Cross-correlate x (N, C, H, W) with w (O, C, kh, kw) -> (N, O, H', W')."""
+    x: Array, w: Array, bias: Array = None, residual: Array = None, *, stride: Pair,
+    padding: Padding, dilation: Pair, relu: bool = False, **at: Any,
+) -> Array:  # fmt: skip
+    """Cross-correlate x (N, C, H, W) with w (O, C, kh, kw); add bias and residual; apply relu."""
     (N, _, *size), (O, _, *kernel) = x.shape, w.shape
     out = output_size(size, kernel=kernel, stride=stride, padding=padding, dilation=dilation)
-    y = _empty(N, *out, O)
-    _sum_taps(x, _matrices(w), _taps(kernel, padding, dilation), y, stride=stride)
-    return nchw(_narrowed(y, O))
+    y, taps = _empty(N, *out, O), _taps(kernel, padding, dilation)
+    if residual is None or wide(O) == O:  # else it doesn't lie as y does
+        _sum_taps(x, _matrices(w), taps, y, stride=stride, bias=bias, plus=residual, relu=relu)
+        return nchw(_narrowed(y, O))
+    _sum_taps(x, _matrices(w), taps, y, stride=stride)
+    return finished(nchw(_narrowed(y, O)), bias, residual, relu=relu)
 
 
 def conv2d_input_grad(
@@ -408,12 +418,12 @@ def _widened(g: Array) -> Array:
 
 def _sum_taps(
     x: Array, w: Array, taps: Sequence[Tap], y: Array, pixels: Array = None, *,
-    stride: Pair = (1, 1), plus: Array = None,
+    stride: Pair = (1, 1), bias: Array = None, plus: Array = None, relu: bool = False,
 ) -> None:  # fmt: skip
     """Fill y (N, H', W', O), or `pixels`, a view of it, with the sum over taps.
 
     Pixel (i, j) of the view reads x (N, C, H, W) at stride * (i, j) + tap, times the tap's matrix
-    of w (taps, C, O); `plus` is added if given.
+    of w (taps, C, O); bias and `plus` are added if given, and relu is applied.
     """
     N, C, H, W = x.shape
     seen, corner, size = window_of(taps)
@@ -423,10 +433,13 @@ def _sum_taps(
     steps = (step // y.itemsize for step in pixels.strides[:3])
     height, width = ((n - 1) * s + k for n, s, k in zip((BAND, columns), stride, size, strict=True))
     share = (height * width + ROWS * stride[1]) * C  # a tile reads ROWS pixels, though y has less
-    added = y.reshape(-1)[:0] if plus is None else flat(plus)
+    added, biases = y.reshape(-1)[:0] if plus is None else flat(plus), numpy.zeros(O, y.dtype)
+    if bias is not None:
+        biases[: len(bias)] = bias
     convolve(
-        flat(x), panels(w), y.reshape(-1), added, scratch(share), share, run_list(seen, C),
-        (N, H, W, C), (rows, columns, O, first, *steps), (*stride, *corner, *size),
+        flat(x), panels(w), y.reshape(-1), biases, added, 0 if relu else -numpy.inf, scratch(share),
+        share, run_list(seen, C), (N, H, W, C), (rows, columns, O, first, *steps),
+        (*stride, *corner, *size),
     )  # fmt: skip
 
 

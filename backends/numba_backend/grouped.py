@@ -19,10 +19,14 @@ from .pointwise import add
 UNGROUPED = NumbaBackend()
 
 
-def conv2d(x: Array, w: Array, *, groups: int, **at: Any) -> Array:
-    """Cross-correlate x (N, C, H, W) with w (O, C/groups, kh, kw) -> (N, O, H', W')."""
-    pairs = zip(_split(x, groups), numpy.split(w, groups), strict=True)
-    return _joined(UNGROUPED.conv2d(*pair, groups=1, **at) for pair in pairs)
+def conv2d(
+    x: Array, w: Array, bias: Array = None, residual: Array = None, *, groups: int, **at: Any
+) -> Array:
+    """Cross-correlate x (N, C, H, W) with w (O, C/groups, kh, kw); add the rest; apply relu."""
+    biases = [None] * groups if bias is None else numpy.split(bias, groups)
+    residuals = [None] * groups if residual is None else _split(residual, groups)
+    shares = zip(_split(x, groups), numpy.split(w, groups), biases, residuals, strict=True)
+    return _joined(UNGROUPED.conv2d(*share, groups=1, **at) for share in shares)
 
 
 def conv2d_input_grad(

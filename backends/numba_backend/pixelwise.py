@@ -18,9 +18,10 @@ from .arrays import images
 ROW = 64  # pixels
 
 
-def conv2d(x: Array, w: Array, **at: Any) -> Array:
-    """Cross-correlate x (N, C, H, W) with w (O, C, 1, 1) -> (N, O, H, W)."""
-    return _as_images(direct.conv2d(_as_rows(x), w, **at), x.shape)
+def conv2d(x: Array, w: Array, bias: Array = None, residual: Array = None, **at: Any) -> Array:
+    """Cross-correlate x (N, C, H, W) with w (O, C, 1, 1); add bias, residual; apply relu."""
+    residual = None if residual is None else _as_rows(residual)
+    return _as_images(direct.conv2d(_as_rows(x), w, bias, residual, **at), x.shape)
 
 
 def conv2d_input_grad(

@@ -403,6 +403,21 @@ def add_lines(typing, x, y):
     return x(x, y), emit
 
 
+@intrinsic
+def at_least(typing, values, least):
+    """Replace what is smaller than a float32 in a line or a tile; a NaN stays one."""
+
+    def emit(context, builder, sig, args):
+        limit = _splat(builder, args[1])
+        limited = [
+            builder.select(builder.fcmp_ordered("<=", v, limit), limit, v)
+            for v in _unpack(builder, args[0])
+        ]
+        return context.make_tuple(builder, sig.return_type, limited)
+
+    return values(values, types.float32), emit
+
+
 _unpack = cgutils.unpack_tuple
 
 

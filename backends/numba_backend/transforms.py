@@ -15,6 +15,7 @@ from numba import njit
 from .host import LANES
 from .simd import (
     add_lines,
+    at_least,
     gather,
     load_inside,
     load_line,
@@ -99,19 +100,22 @@ def transform_input(x, image, y0, x0, H, W, C, patch, v, at, plane):
 
 
 @njit
-def transform_output(m, at, plane, patch, y, plus, image, y0, x0, H, W, O):
-    """Write A^T m A, and `plus` if there is any, to the 4x4 pixels from (y0, x0) on.
+def transform_output(m, at, plane, patch, y, added, image, y0, x0, H, W, O):
+    """Write A^T m A to the 4x4 pixels from (y0, x0) on, as far as the image goes.
 
-    Only as far as the image goes.
+    `added` is (bias, plus, least): a line of the bias, what else is added unless it is empty, and
+    the least value to be written.
     """
+    bias, plus, least = added
     for j in range(6):
         line = output_line(load_line(m, at + j * plane, 6 * plane, 6))
         store_line(patch, j * LANES, 6 * LANES, line, 4)
     for i in range(min(4, H - y0)):
-        line = output_line(load_line(patch, 6 * i * LANES, LANES, 6))
+        line = add_lines(output_line(load_line(patch, 6 * i * LANES, LANES, 6)), bias)
         place = image + ((y0 + i) * W + x0) * O
         if len(plus):
             line = add_lines(line, load_inside(plus, place, O, 4, x0, W))
+        line = at_least(line, least)
         if streams(y):
             stream_line(y, place, O, line, W - x0)
         else:

@@ -27,7 +27,8 @@ and outputs exchanged. The one with respect to w is the transpose of all the abo
 Its sums are taken over fixed parts of the batch, so they don't depend on the number of threads.
 
 Where y is larger than the caches it is streamed: written past them, for a line that is stored in
-the usual way is first read.
+the usual way is first read. Bias, residual (or the gradient that waits for this one) and ReLU take
+place where y is written.
 
 The powers of the points cost precision: the error is some 1e-5 of the largest output, where a
 direct convolution's is 1e-7. And a tile is one sum: an infinity or a NaN in its pixels spoils all
@@ -46,7 +47,17 @@ from ..geometry import Padding, Shape
 from .arrays import aligned, flat, scratch
 from .compiler import kernel
 from .host import LANES, ROWS, WIDTH
-from .simd import add_product, clear, fence, load_tile, prefetch, store_tile, streams, zero_tile
+from .simd import (
+    add_product,
+    clear,
+    fence,
+    load_line,
+    load_tile,
+    prefetch,
+    store_tile,
+    streams,
+    zero_tile,
+)
 from .transforms import (
     PATCH,
     transform_filter,
@@ -93,15 +104,15 @@ def transform_inputs(x, shape, first, count, patch, v, at, plane):
 
 
 @njit
-def transform_outputs(m, at, plane, shape, first, count, patch, y, plus):
+def transform_outputs(m, at, plane, shape, first, count, patch, y, bias, plus, least):
     """Transform m[36][tiles][O] to the pixels of tiles first ... first + count - 1."""
     N, H, W, C, H_out, W_out, O, top, left = shape
     for t in range(count):
         n, row, column = position(first + t, shape)
         for o in range(0, O, LANES):
-            image = n * H_out * W_out * O + o
-            place = at + t * O + o
-            transform_output(m, place, plane, patch, y, plus, image, row, column, H_out, W_out, O)
+            image, place = n * H_out * W_out * O + o, at + t * O + o
+            added = load_line(bias, o, 0, 4), plus, least
+            transform_output(m, place, plane, patch, y, added, image, row, column, H_out, W_out, O)
 
 
 @njit
@@ -147,13 +158,13 @@ def transform_filters(w, places, C, O, vector, patch, u):
 
 @kernel(
     "void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1], float32[::1],"
-    "UniTuple(intp, 9), UniTuple(intp, 4), intp)"
+    "float32, float32[::1], UniTuple(intp, 9), UniTuple(intp, 4), intp)"
 )
-def convolve(x, w, u, y, plus, space, shape, places, block):
-    """y (N, H', W', O) = x (N, H, W, C) convolved with w, and `plus` unless that is empty.
+def convolve(x, w, u, y, bias, plus, least, space, shape, places, block):
+    """y (N, H', W', O) = x (N, H, W, C) convolved with w, + bias + plus, and at least `least`.
 
-    `places` says how the filters lie in w; they are transformed to u first. y begins at a cache
-    line, for it may be streamed.
+    `plus` may be empty. `places` says how the filters lie in w; they are transformed to u
+    first. y begins at a cache line, for it may be streamed.
     """
     C, O, tiles = shape[3], shape[6], count_tiles(shape)[0]
     v_plane, m_plane = block * C + PLANE, block * O + PLANE
@@ -178,7 +189,7 @@ def convolve(x, w, u, y, plus, space, shape, places, block):
                         zero_tile(ROWS), v, f * v_plane + t * C, C, 1, u, (f * O + o) * C, WIDTH, C
                     )
                     store_tile(m, f * m_plane + t * O + o, O, tile, ROWS)
-        transform_outputs(m, 0, m_plane, shape, first, count, patch, y, plus)
+        transform_outputs(m, 0, m_plane, shape, first, count, patch, y, bias, plus, least)
         fence()
 
 
@@ -261,13 +272,17 @@ def correlate_at_once(x, g, u, dw, space, v, d, shape, block):
 # ---- a convolution and its gradients ----
 
 
-def conv2d(x: Array, w: Array, *, padding: Padding, **at: Any) -> Array:
-    """Cross-correlate x (N, C, H, W) with w (O, C, 3, 3)."""
+def conv2d(
+    x: Array, w: Array, bias: Array = None, residual: Array = None, *, padding: Padding,
+    relu: bool = False, **at: Any,
+) -> Array:  # fmt: skip
+    """Cross-correlate x (N, C, H, W) with w (O, C, 3, 3); add bias and residual; apply relu."""
     O, C, _, _ = w.shape
     (top, bottom), (left, right) = padding
     out = x.shape[2] + top + bottom - 2, x.shape[3] + left + right - 2
     lying = (9, 9 * C, 0, 1)  # c_step, o_step, first, tap: see transform_filters
-    return _convolve(x, w, O, places=lying, out=out, corner=(top, left))
+    added = dict(bias=bias, plus=residual, relu=relu)
+    return _convolve(x, w, O, places=lying, out=out, corner=(top, left), **added)
 
 
 def conv2d_input_grad(
@@ -282,13 +297,15 @@ def conv2d_input_grad(
 
 def _convolve(
     x: Array, w: Array, O: int, *, places: tuple[int, ...], out: tuple[int, ...],
-    corner: tuple[int, int], plus: Array = None,
+    corner: tuple[int, int], bias: Array = None, plus: Array = None, relu: bool = False,
 ) -> Array:  # fmt: skip
     N, C, H, W = x.shape
     u, y = aligned(F * C * O), aligned(N * out[0] * out[1] * O)
-    block, added = tiles_per_block(C, O, tiles_of(N, *out)), y[:0] if plus is None else flat(plus)
-    space, shape = _space(block, C, O), (N, H, W, C, *out, O, *corner)
-    convolve(flat(x), flat(w.reshape(-1)), u, y, added, space, shape, places, block)
+    bias = numpy.zeros(O, y.dtype) if bias is None else flat(bias)
+    added = bias, y[:0] if plus is None else flat(plus)
+    block, shape = tiles_per_block(C, O, tiles_of(N, *out)), (N, H, W, C, *out, O, *corner)
+    least, space = 0 if relu else -numpy.inf, _space(block, C, O)
+    convolve(flat(x), flat(w.reshape(-1)), u, y, *added, least, space, shape, places, block)
     return nchw(y.reshape(N, *out, O))
 
 

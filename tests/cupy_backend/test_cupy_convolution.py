@@ -31,17 +31,27 @@ def four(backend, x, w, g, plus, at):
     )
 
 
+def added(backend, x, w, bias, residual, at):
+    """Run a convolution with what it may add."""
+    return (
+        backend.conv2d(x, w, bias, **at),
+        backend.conv2d(x, w, relu=True, **at),
+        backend.conv2d(x, w, bias, residual, relu=True, **at),
+    )
+
+
 def assert_exact(emulated, x, w, at):
     """Compare with the reference in float64."""
     y_shape = NUMPY.conv2d(x, w, **at).shape
-    g, plus = drawn(y_shape, x.shape, dtype=x.dtype)
-    own = four(emulated, x, w, g, plus, at)
-    exact = four(NUMPY, *(a.astype("float64") for a in (x, w, g, plus)), at)
+    g, plus, bias = drawn(y_shape, x.shape, w.shape[:1], dtype=x.dtype)
+    own = added(emulated, x, w, bias, g, at) + four(emulated, x, w, g, plus, at)
+    x, w, g, plus, bias = (a.astype("float64") for a in (x, w, g, plus, bias))
+    exact = added(NUMPY, x, w, bias, g, at) + four(NUMPY, x, w, g, plus, at)
     for received, expected in zip(own, exact, strict=True):
-        assert (received.shape, received.dtype) == (expected.shape, x.dtype)
+        assert (received.shape, received.dtype) == (expected.shape, own[0].dtype)
         error = np.abs(received - expected).max(initial=0)
-        assert error <= LIMIT[x.dtype.name] * np.abs(expected).max(initial=1)
-    assert all(nhwc(a).flags.c_contiguous for a in own[:3])
+        assert error <= LIMIT[own[0].dtype.name] * np.abs(expected).max(initial=1)
+    assert all(nhwc(a).flags.c_contiguous for a in own[:6])
 
 
 # ---- values ----

@@ -116,8 +116,8 @@ class RoundingBackend(NumpyBackend):
 
     name = "rounding"
 
-    def conv2d(self, x, w, **at):
-        return super().conv2d(rounded(x, "bf16"), rounded(w, "bf16"), **at)
+    def conv2d(self, x, w, *added, **at):
+        return super().conv2d(rounded(x, "bf16"), rounded(w, "bf16"), *added, **at)
 
     def conv2d_input_grad(self, g, w, **at):
         return super().conv2d_input_grad(rounded(g, "bf16"), rounded(w, "bf16"), **at)

@@ -7,7 +7,7 @@ import pytest
 
 import tinygrad_cnn as tg
 from tinygrad_cnn import models, nn
-from tinygrad_cnn.nn.fold import FoldedBatchNorm2d
+from tinygrad_cnn.nn.fold import FoldedConv2d
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -55,7 +55,7 @@ def test_folded_equals_evaluation(make, folds):
     expected = model.eval()(images()).numpy()
     assert expected.std() > 1e-3  # or all of this would be about nothing
     np.testing.assert_allclose(folded(images()).numpy(), expected, rtol=1e-9, atol=1e-12)
-    assert sum(isinstance(module, FoldedBatchNorm2d) for module in folded.modules()) == folds
+    assert sum(isinstance(module, FoldedConv2d) for module in folded.modules()) == folds
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
 
 

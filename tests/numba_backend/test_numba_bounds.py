@@ -57,8 +57,11 @@ def convolve(N, C, O, H, W, k, stride, padding, dilation, groups):
     run("conv2d_input_grad", g, w, x_shape=x.shape, **at)
     run("conv2d_input_grad", g, w, x_shape=x.shape, plus=plus, **at)
     run("conv2d_weight_grad", g, x, w_shape=w.shape, **at)
-    expected = REFERENCE.conv2d(x, w, **at)
-    assert np.abs(y - expected).max() <= 3e-5 * np.abs(expected).max()
+    bias = filled(O)
+    added = run("conv2d", x, w, bias, g, relu=True, **at)
+    for more, received in ((), y), ((bias, g), added):
+        expected = REFERENCE.conv2d(x, w, *more, relu=len(more) > 0, **at)
+        assert np.abs(received - expected).max() <= 3e-5 * np.abs(expected).max()
 
 
 def pool(N, C, H, W, k, stride, padding):

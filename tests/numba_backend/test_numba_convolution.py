@@ -38,11 +38,16 @@ def images(rng, *shape):
 
 
 def results(module, x, w, g, **at):
-    """Run a convolution and its gradients."""
+    """Run a convolution, its gradients, and itself with what it may add: g as the residual."""
+    bias = np.linspace(-1, 1, len(w), dtype=w.dtype)
     return (
         module.conv2d(x, w, **at),
         module.conv2d_input_grad(g, w, x_shape=x.shape, **at),
         module.conv2d_weight_grad(g, x, w_shape=w.shape, **at),
+        module.conv2d(x, w, bias, **at),
+        module.conv2d(x, w, None, g, **at),
+        module.conv2d(x, w, relu=True, **at),
+        module.conv2d(x, w, bias, g, relu=True, **at),
     )
 
 
@@ -111,7 +116,7 @@ def test_the_chosen_path_runs(module, monkeypatch):
     results(NUMBA, x, w, x, **at)
     for cached in _caches():
         cached.cache_clear()
-    assert used == ["conv2d", "conv2d_input_grad", "conv2d_weight_grad"]
+    assert used == ["conv2d", "conv2d_input_grad", "conv2d_weight_grad", *["conv2d"] * 4]
 
 
 def _caches():
@@ -190,7 +195,10 @@ def test_what_is_streamed_is_what_is_stored(module, stride):
 
     def both(one):
         more = dict(x_shape=x[one].shape, plus=plus[one])
-        return module.conv2d(x[one], w, **at), module.conv2d_input_grad(g[one], w, **more, **at)
+        return (
+            module.conv2d(x[one], w, w[0, :, 0, 0], g[one], relu=True, **at),
+            module.conv2d_input_grad(g[one], w, **more, **at),
+        )
 
     for whole, *parts in zip(both(slice(None)), *(both([n]) for n in range(9)), strict=True):
         assert whole.size >= simd.LARGE > parts[0].size
@@ -206,9 +214,9 @@ def test_the_error_of_winograd(N, side, C, O):
     rng = np.random.default_rng(0)
     x, g = images(rng, N, C, side, side), images(rng, N, O, side, side)
     w = (rng.standard_normal((O, C, 3, 3)) / np.sqrt(9 * C)).astype(np.float32)
-    forward, dx, dw = errors(results(winograd, x, w, g, **ONE), exact(x, w, g, **ONE))
+    forward, dx, dw, *more = errors(results(winograd, x, w, g, **ONE), exact(x, w, g, **ONE))
     print(f"{C:4} channels, {side:2} pixels: forward {forward:.1e}, dx {dx:.1e}, dw {dw:.1e}")
-    assert max(forward, dx) < 2e-5
+    assert max(forward, dx, *more) < 2e-5
     assert dw < 5e-5
 
 
@@ -234,6 +242,17 @@ def test_the_gradient_that_waits_is_added(module, stride, groups):
     both = module.conv2d_input_grad(g, w, x_shape=x.shape, plus=plus, **at)
     np.testing.assert_allclose(both, alone + plus, atol=1e-5)
     np.testing.assert_array_equal(plus, kept)
+
+
+@pytest.mark.parametrize(("module", "side"), [(winograd, 3), (direct, 3), (pixelwise, 1)])
+def test_a_large_bias_is_added_last(module, side):
+    """Were it where the sums begin, their small terms would be rounded to nothing."""
+    rng, pad = np.random.default_rng(0), side // 2
+    at = ONE | dict(padding=((pad, pad), (pad, pad)))
+    x, w = np.abs(images(rng, 1, 64, 8, 8)), np.full((16, 64, side, side), 1e-7, np.float32)
+    bias = np.ones(16, np.float32)
+    exact = NUMPY.conv2d(np.float64(x), np.float64(w), np.float64(bias), **at)
+    assert np.abs(module.conv2d(x, w, bias, **at) - exact).max() < 1.2e-7  # two roundings of 1
 
 
 @pytest.mark.parametrize("module", [winograd, direct, grouped, depthwise])
@@ -269,7 +288,8 @@ def test_a_nan_is_not_lost():
     x, w = images(rng, 1, 16, 9, 9), rng.standard_normal((16, 16, 3, 3)).astype(np.float32)
     x[0, 5, 4, 4] = np.nan
     for module in (winograd, direct):
-        assert np.isnan(module.conv2d(x, w, **ONE)[0, :, 3:6, 3:6]).all()
+        for relu in False, True:
+            assert np.isnan(module.conv2d(x, w, relu=relu, **ONE)[0, :, 3:6, 3:6]).all()
 
 
 # ---- the transforms ----
@@ -423,7 +443,6 @@ def test_results_are_channels_last():
     rng = np.random.default_rng(0)
     for C, O in (16, 16), (3, 24):
         x, w = images(rng, 2, C, 6, 5), rng.standard_normal((O, C, 3, 3)).astype(np.float32)
-        y, dx, dw = results(NUMBA, x, w, images(rng, 2, O, 6, 5), **ONE)
-        assert nhwc(y).flags.c_contiguous
-        assert nhwc(dx).flags.c_contiguous
+        y, dx, dw, *more = results(NUMBA, x, w, images(rng, 2, O, 6, 5), **ONE)
+        assert all(nhwc(a).flags.c_contiguous for a in (y, dx, *more))
         assert dw.flags.c_contiguous

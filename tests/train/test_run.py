@@ -246,11 +246,33 @@ class NormFirst(models.Classifier):
         return self.fc(F.global_avg_pool2d(self.conv(self.norm(x).relu())))
 
 
-def test_a_network_that_can_not_be_folded_is_left_as_it_is():
-    model = NormFirst(rng=np.random.default_rng(0))
-    model.norm.running_var.data = np.float32([1, 4, 9])  # scales channels of the wrong side
+class Wider(NormFirst):
+    """Norm what has not the channels that the convolution takes."""
+
+    def __init__(self, classes=10, *, rng=None):
+        self.first, self.conv = nn.Conv2d(3, 8, 3, rng=rng), nn.Conv2d(8, 8, 3, rng=rng)
+        self.norm, self.fc = nn.BatchNorm2d(8), nn.Linear(8, classes, rng=rng)
+
+    def forward(self, x):
+        return super().forward(self.first(x))
+
+
+class ReadsWeights(NormFirst):
+    """Look into its convolution."""
+
+    def forward(self, x):
+        return self.fc(F.global_avg_pool2d(self.norm(F.conv2d(x, self.conv.weight))))
+
+
+@pytest.mark.parametrize("network", [NormFirst, Wider, ReadsWeights])
+def test_a_network_that_can_not_be_folded_is_left_as_it_is(network):
+    model = network(rng=np.random.default_rng(0))
+    model.norm.running_var.data = np.arange(1, model.norm.weight.size + 1, dtype="float32") ** 2
     now = trained.for_inference(model)
-    assert any(isinstance(module, nn.BatchNorm2d) for module in now.modules())
+    assert now is model
+
+
+def test_an_ordinary_network_is_folded():
     ordinary = trained.for_inference(models.build("resnet8", rng=np.random.default_rng(0)))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in ordinary.modules())
 

@@ -11,7 +11,7 @@ import numpy
 from ..autograd import no_grad
 from ..functional import unfused
 from ..models import Classifier
-from ..nn import BatchNorm2d, Call, Conv2d, rehearsal, trace
+from ..nn import BatchNorm2d, Call, rehearsal, trace
 from ..tensor import Tensor
 
 
@@ -32,8 +32,8 @@ class DeadReLU:
 def dead_relus(model: Classifier, images: Iterable[Any]) -> list[DeadReLU]:
     """Find, for each ReLU in its order, the channels that are 0 on all batches (N, C, H, W).
 
-    Such a unit passes no gradient and stays dead: CS231n, "Neural Networks Part 1", ReLU. The
-    fused batch norm's ReLU is seen too; the model is in evaluation mode.
+    Such a unit passes no gradient and stays dead: CS231n, "Neural Networks Part 1", ReLU. A
+    fused ReLU is seen too; the model is in evaluation mode.
     """
     batches = list[list[DeadReLU]]()
 
@@ -75,8 +75,8 @@ def layer_responses(model: Classifier, x: Any) -> list[Response]:
     found = dict[Call, float]()
 
     def see(call: Call, op: str, inputs: Sequence[Any], y: Tensor) -> None:
-        if op == "batch_norm" or (not normed and isinstance(call.module, Conv2d)):
-            found[call] = float(y.numpy().std())  # the last op of a call: the bias is added by then
+        if op == "batch_norm" or (not normed and op == "conv2d"):
+            found[call] = float(y.numpy().std())
 
     with rehearsal(model), no_grad(), unfused(), trace(model, see):
         model.eval()(Tensor(x))

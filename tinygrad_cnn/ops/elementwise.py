@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import operator
 from contextvars import ContextVar
-from typing import Any
 
-from ..autograd import op, setting
+from ..autograd import op
 
 rule_in_force: ContextVar[str] = ContextVar("relu_rule", default="gradient")
 
@@ -145,15 +144,3 @@ RELU_RULES = {
     "deconv": lambda g, y: relu(g),
     "guided": lambda g, y: relu_grad(relu(g), y=y.data),
 }
-
-
-def relu_rule(rule: str) -> Any:
-    """Change what a ReLU recorded inside a `with` block passes back, to see what a net has learned.
-
-    "gradient" is calculus; "deconv" passes the positive gradients (Zeiler & Fergus, arXiv
-    1311.2901); "guided" passes the positive gradients where the input was positive (Springenberg
-    et al., arXiv 1412.6806).
-    """
-    if rule not in RELU_RULES:
-        raise ValueError(f"relu_rule: got {rule!r}; expected one of {', '.join(RELU_RULES)}")
-    return setting(rule_in_force, rule)

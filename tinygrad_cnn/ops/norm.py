@@ -24,19 +24,17 @@ def batch_norm(x, weight, bias, *residual, mean, var, eps, relu, on_statistics):
         on_statistics(mean, var)
     at = dict(mean=mean, var=var, eps=eps, training=training)
 
-    def vjp(g, needs, y):
+    def vjp(g, needs, relu_of=None):  # the result, where it is a ReLU's
         if any(needs[:3]) and not recording.get():
             grads = g.backend.batch_norm_grad(
-                *(t.data for t in (g, x, weight, bias)), y=y, residual=n_residual > 0, **at
+                *(t.data for t in (g, x, weight, bias)), y=relu_of, residual=n_residual > 0, **at
             )
             return [g.constant(dx) for dx in grads[: 3 + n_residual]]
-        g = g if y is None else relu_grad(g, y=y)
+        g = g if relu_of is None else relu_grad(g, y=relu_of)
         dx_dw_db = _formula(g, x, weight, **at) if any(needs[:3]) else (None, None, None)
         return (*dx_dw_db, *[g] * n_residual)
 
-    if relu:
-        return y, lambda g, needs, y: vjp(g, needs, y.data)
-    return y, lambda g, needs: vjp(g, needs, None)
+    return y, (lambda g, needs, y: vjp(g, needs, y.data)) if relu else vjp
 
 
 def _formula(g, x, weight, *, mean, var, eps, training):

@@ -8,9 +8,8 @@ from ..autograd import op
 @op
 def max_pool2d(x, *, kernel_size, stride, padding):
     """Take the largest pixel of each window: (N, C, H, W) -> (N, C, H', W')."""
-    at = dict(kernel_size=kernel_size, stride=stride, padding=padding)
+    at, x_shape = dict(kernel_size=kernel_size, stride=stride, padding=padding), x.shape
     y, argmax = x.backend.max_pool2d(x.data, **at)
-    x_shape = x.shape
     return y, (lambda g: max_pool2d_grad(g, argmax=argmax, x_shape=x_shape, **at),)
 
 
@@ -34,8 +33,7 @@ def max_pool2d_gather(x, *, argmax, **at):
 @op
 def avg_pool2d(x, *, kernel_size, stride, padding):
     """Average each window, zeros of the padding included: (N, C, H, W) -> (N, C, H', W')."""
-    at = dict(kernel_size=kernel_size, stride=stride, padding=padding)
-    x_shape = x.shape
+    at, x_shape = dict(kernel_size=kernel_size, stride=stride, padding=padding), x.shape
     return x.backend.avg_pool2d(x.data, **at), (
         lambda g: avg_pool2d_grad(g, x_shape=x_shape, **at),
     )
