@@ -163,9 +163,9 @@ class Backend:
         y_groups, taps = split(nhwc(y), groups=groups), self._taps(w, groups)
         for (i, j), pixels in shifted(self._pad(x, padding), out=out, **at):
             y_groups += split(pixels, groups=groups) @ taps[i, j]
-        return self.finished(y, bias, residual, relu=relu)
+        return self._finished(y, bias, residual, relu=relu)
 
-    def finished(self, y: Array, bias: Array, residual: Array, *, relu: bool) -> Array:
+    def _finished(self, y: Array, bias: Array, residual: Array, *, relu: bool) -> Array:
         """Add bias (O,) and residual (N, O, H, W) to a fresh y if given; apply relu if wanted."""
         if bias is not None:
             y = self._per_channel(self.xp.add, y, bias)
@@ -322,7 +322,7 @@ class Backend:
         if var is None:
             var = self._channel_mean(self.xp.square(centred))
         y = self._per_channel(self.xp.multiply, centred, weight / self.xp.sqrt(var + eps))
-        return self.finished(y, bias, residual, relu=relu), mean, var
+        return self._finished(y, bias, residual, relu=relu), mean, var
 
     def batch_norm_grad(
         self, g: Array, x: Array, weight: Array, bias: Array, *, mean: Array, var: Array,
