@@ -45,8 +45,6 @@ FLOAT, INDEX, LANE = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 VECTOR = ir.VectorType(FLOAT, LANES)
 ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
 LARGE = 2**20  # floats; measured on a Zen 4, from here on streaming wins
-# a * b + c may become one instruction, rounded once; nothing else may be reordered
-CONTRACT = ("contract",)
 
 
 class VectorType(types.Type):
@@ -275,7 +273,12 @@ def splat(typing, scalar):
 
 
 def _binary(function, instruction):
-    """Give a Python operator its meaning for two vectors: one LLVM instruction."""
+    """Give a Python operator its meaning for two vectors: one LLVM instruction.
+
+    LLVM may not make a fused one of two, for it would do so in one place and not in another: the
+    same function would round differently, in kernels compiled and in kernels loaded. `fma` is
+    written where it is meant.
+    """
 
     @infer_global(function)
     class Template(AbstractTemplate):
@@ -284,7 +287,7 @@ def _binary(function, instruction):
 
     @lower_builtin(function, vector, vector)
     def lower(context, builder, sig, args):
-        return getattr(builder, instruction)(*args, flags=CONTRACT)
+        return getattr(builder, instruction)(*args)
 
 
 _binary(operator.add, "fadd")
@@ -397,7 +400,7 @@ def add_lines(typing, x, y):
 
     def emit(context, builder, sig, args):
         pairs = zip(*(_unpack(builder, line) for line in args), strict=True)
-        sums = [builder.fadd(a, b, flags=CONTRACT) for a, b in pairs]
+        sums = [builder.fadd(a, b) for a, b in pairs]
         return context.make_tuple(builder, sig.return_type, sums)
 
     return x(x, y), emit

@@ -16,6 +16,7 @@ from .host import LANES
 from .simd import (
     add_lines,
     at_least,
+    fma,
     gather,
     load_inside,
     load_line,
@@ -42,9 +43,10 @@ def number(value):
 def input_line(d):
     """B^T d: 6 pixels -> 6 elements."""
     d0, d1, d2, d3, d4, d5 = d
-    two, four, five = number(2), number(4), number(5)
-    a, b, c, e = d4 - four * d2, d3 - four * d1, d4 - d2, two * (d3 - d1)
-    return four * d0 - five * d2 + d4, a + b, a - b, c + e, c - e, four * d1 - five * d3 + d5
+    two, four, minus_four, minus_five = number(2), number(4), number(-4), number(-5)
+    a, b, c, e = fma(minus_four, d2, d4), fma(minus_four, d1, d3), d4 - d2, d3 - d1
+    first, last = fma(four, d0, fma(minus_five, d2, d4)), fma(four, d1, fma(minus_five, d3, d5))
+    return first, a + b, a - b, fma(two, e, c), fma(number(-2), e, c), last
 
 
 @njit
@@ -52,14 +54,14 @@ def output_line(m):
     """A^T m: 6 elements -> 4 pixels."""
     m0, m1, m2, m3, m4, m5 = m
     a, b, c, e = m1 + m2, m1 - m2, m3 + m4, m3 - m4
-    return m0 + a + c, b + number(2) * e, a + number(4) * c, b + number(8) * e + m5
+    return m0 + a + c, fma(number(2), e, b), fma(number(4), c, a), fma(number(8), e, b) + m5
 
 
 @njit
 def gradient_line(g):
     """Compute A g: 4 pixels -> 6 elements."""
     g0, g1, g2, g3 = g
-    a, b, c, e = g0 + g2, g1 + g3, g0 + number(4) * g2, number(2) * g1 + number(8) * g3
+    a, b, c, e = g0 + g2, g1 + g3, fma(number(4), g2, g0), fma(number(2), g1, number(8) * g3)
     return g0, a + b, a - b, c + e, c - e, g3
 
 
@@ -67,20 +69,20 @@ def gradient_line(g):
 def filter_line(w):
     """G w: 3 weights -> 6 elements."""
     w0, w1, w2 = w
-    sixth = number(1 / 6)
-    a, b = number(0) - sixth * (w0 + w2), sixth * w1
-    c, e = number(1 / 24) * w0 + sixth * w2, number(1 / 12) * w1
-    return number(1 / 4) * w0, a - b, a + b, c + e, c - e, w2
+    sixth, minus_sixth, twelfth = number(1 / 6), number(-1 / 6), number(1 / 12)
+    a, c = minus_sixth * (w0 + w2), fma(number(1 / 24), w0, sixth * w2)
+    b, e = fma(minus_sixth, w1, a), fma(sixth, w1, a)
+    return number(1 / 4) * w0, b, e, fma(twelfth, w1, c), fma(number(-1 / 12), w1, c), w2
 
 
 @njit
 def filter_gradient_line(u):
     """G^T u: 6 elements -> 3 weights."""
     u0, u1, u2, u3, u4, u5 = u
-    sixth = number(1 / 6)
-    a, b, c = sixth * (u1 + u2), u3 + u4, u3 - u4
-    first = number(1 / 4) * u0 - a + number(1 / 24) * b
-    return first, sixth * (u2 - u1) + number(1 / 12) * c, sixth * b - a + u5
+    sixth, twelfth = number(1 / 6), number(1 / 12)
+    a, b, c = number(-1 / 6) * (u1 + u2), u3 + u4, u3 - u4
+    first = fma(number(1 / 4), u0, fma(number(1 / 24), b, a))
+    return first, fma(sixth, u2 - u1, twelfth * c), fma(sixth, b, a) + u5
 
 
 # ---- tiles ----

@@ -82,6 +82,29 @@ def run(program, folder, **environment):
 # ---- the disk cache ----
 
 
+CONVOLVE = """
+import hashlib
+import numpy as np
+from tinygrad_cnn.backends import get
+from tinygrad_cnn.testing import channels_last
+
+rng, numba = np.random.default_rng(0), get("numba")
+x, w = (rng.standard_normal(shape, "float32") for shape in ((2, 16, 9, 9), (16, 16, 3, 3)))
+at = dict(stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1)
+y = numba.conv2d(channels_last(x), w, **at)
+dx = numba.conv2d_input_grad(y, w, x_shape=x.shape, **at)
+dw = numba.conv2d_weight_grad(y, channels_last(x), w_shape=w.shape, **at)
+print(*(hashlib.sha256(np.ascontiguousarray(a)).hexdigest() for a in (y, dx, dw)))
+"""
+
+
+def test_kernels_compiled_and_kernels_loaded_give_the_same_bits(tmp_path):
+    """LLVM once fused multiply-adds of a shared function in one kernel and not in another."""
+    (compiled, said), (loaded, nothing) = run(CONVOLVE, tmp_path), run(CONVOLVE, tmp_path)
+    assert (said, nothing) == (COMPILING, "")
+    assert compiled == loaded
+
+
 def test_an_edit_in_an_imported_module_is_seen(engine, tmp_path):
     """Numba's own cache would go on with the old machine code."""
     assert run(USE, tmp_path) == ("2.0 2.0 2.0\n", COMPILING)
