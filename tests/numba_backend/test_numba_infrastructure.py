@@ -89,7 +89,7 @@ from tinygrad_cnn.backends import get
 from tinygrad_cnn.testing import channels_last
 
 rng, numba = np.random.default_rng(0), get("numba")
-x, w = (rng.standard_normal(shape, "float32") for shape in ((2, 16, 9, 9), (16, 16, 3, 3)))
+x, w = (rng.standard_normal(shape, "float32") for shape in ((8, 16, 32, 32), (16, 16, 3, 3)))
 at = dict(stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1)
 y = numba.conv2d(channels_last(x), w, **at)
 dx = numba.conv2d_input_grad(y, w, x_shape=x.shape, **at)
