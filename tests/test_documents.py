@@ -135,6 +135,19 @@ def test_single_images_are_as_slow_as_the_readme_says():
         assert round(onnx) == 4
 
 
+def test_the_degradation_of_the_readme_is_that_measured():
+    errors = {
+        row[0]: f"{float(row[3]):.0f} %" for row in rows("benchmarks/README.md", "| variant |")
+    }
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")
+    said = (
+        f"56 layers is at {errors['plain-56']} training error, where one of 20 layers is at "
+        f"{errors['plain-20']}: deeper is worse. With shortcuts the 56 layers are at "
+        f"{errors['ResNet-56']}, and 20 at {errors['ResNet-20']}"
+    )
+    assert said in text
+
+
 @pytest.mark.parametrize("accuracy", ["84.87%", "82.82%", "87.70%", "89.66%", "84.17%"])
 def test_accuracies_of_the_readme_are_those_measured(accuracy):
     rounded = f"{float(accuracy.removesuffix('%')):.1f} %"

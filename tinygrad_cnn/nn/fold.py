@@ -2,7 +2,7 @@
 
 In evaluation batch norm is y * scale + shift with constant scale = weight / sqrt(var + eps) and
 shift = bias - mean * scale. The scale moves into the convolution's weights, the shift is its bias.
-Residual and ReLU, too, are added where it writes its output, on `numba` and `cupy`.
+Most kernels of `numba` and `cupy` do it, the residual and the ReLU where they write their output.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Convolution. It and its two gradients are bilinear: three ops, closed under differentiation."""
+"""Convolution and its two gradients: bilinear but for what the first may add, and closed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .elementwise import relu_grad
 def conv2d(x, w, *added, stride, padding, dilation, groups, relu=False):
     """Cross-correlate x (N, C, H, W) with w (O, C/groups, kh, kw) -> (N, O, H', W').
 
-    `added` may be a bias (O,), or that and a residual (N, O, H', W'); relu is applied at last.
+    `added` may be a bias (O,), or that and a residual (N, O, H', W'); relu is applied last.
     """
     at = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     x_shape, w_shape = x.shape, w.shape

@@ -94,12 +94,8 @@ def for_inference(model: Classifier) -> Classifier:
         scores = model(noise).numpy()
         try:
             return folded if alike(scores, folded(noise).numpy()) else model
-        except (
-            AttributeError,
-            TypeError,
-            ValueError,
-        ):  # it wants a convolution where there was one
-            return model
+        except (AttributeError, TypeError, ValueError):
+            return model  # it uses the convolution in a way of its own
 
 
 def _softmax(scores: Array) -> Array:
