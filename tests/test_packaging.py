@@ -138,7 +138,7 @@ def test_what_is_imported_is_declared():
 
 
 # 10,000 until the GPU's other precisions came: their checks and choices, once the rest was there
-@pytest.mark.parametrize(("folder", "limit"), [(CORE, 1200), ("", 10_400)], ids=["core", "all"])
+@pytest.mark.parametrize(("folder", "limit"), [(CORE, 1200), ("", 10_450)], ids=["core", "all"])
 def test_the_code_is_small(folder, limit):
     paths = [p for p in MODULES.values() if p.relative_to(ROOT).as_posix().startswith(folder)]
     assert sum(len(code_lines(path)) for path in paths) < limit

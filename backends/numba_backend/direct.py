@@ -42,7 +42,7 @@ from ..geometry import Padding, Pair, Shape, output_size
 from .arrays import aligned, flat, scratch
 from .bias import finished
 from .compiler import kernel
-from .host import HALF, ROWS, WIDTH
+from .host import BROAD, HALF, ROWS, WIDTH
 from .pointwise import add
 from .simd import (
     add_product,
@@ -53,9 +53,11 @@ from .simd import (
     fence,
     load_tile,
     prefetch,
-    store_tile,
-    stream_line,
+    store_rows,
+    stream_rows,
     streams,
+    tile_width,
+    width_of,
     zero_tile,
 )
 
@@ -97,8 +99,8 @@ def add_runs(tile, a, at, line, across, runs, w, wi):
     """Add all runs' products with w to a tile, whose pixels lie `across` floats apart."""
     for k in range(len(runs)):
         ai, length = at + runs[k, 0] * line + runs[k, 1], runs[k, 2]
-        tile = add_product(tile, a, ai, across, 1, w, wi, WIDTH, length)
-        wi += length * WIDTH
+        tile = add_product(tile, a, ai, across, 1, w, wi, width_of(tile), length)
+        wi += length * width_of(tile)
     return tile
 
 
@@ -115,9 +117,27 @@ def write_tile(y, to, across, tile, n, added, o):
         tile = add_stored(tile, plus, to, across, n)
     tile = at_least(tile, least)
     if streams(y):
-        stream_line(y, to, across, tile, n)  # such a tile is one vector wide, so it is a line
+        stream_rows(y, to, across, tile, n)
     else:
-        store_tile(y, to, across, tile, n)
+        store_rows(y, to, across, tile, n)
+
+
+@njit(forceinline=True)
+def convolve_row(whole, half, y, start, across, pixels, O, a, at, line, step, runs, w, added):
+    """Compute a row of y with tiles that are whole or half: of so many zeros, they begin.
+
+    Its pixels lie `across` floats apart from y[start] on, those of x `step` from a[at] on.
+    """
+    depth = len(w) // O
+    for o in range(0, O, width_of(whole)):
+        for i in range(0, pixels, ROWS):
+            ai, to, ahead = at + i * step, start + i * across + o, pixels - i
+            if ahead > HALF:
+                tile = add_runs(whole, a, ai, line, step, runs, w, o * depth)
+                write_tile(y, to, across, tile, ahead, added, o)
+            else:
+                tile = add_runs(half, a, ai, line, step, runs, w, o * depth)
+                write_tile(y, to, across, tile, ahead, added, o)
 
 
 @kernel(
@@ -125,7 +145,7 @@ def write_tile(y, to, across, tile, n, added, o):
     "float32[::1], intp, intp[:, ::1], UniTuple(intp, 4), UniTuple(intp, 7), UniTuple(intp, 6))"
 )
 def convolve(x, w, y, bias, plus, least, space, share, runs, x_shape, pixels, window):
-    """Sum over all runs; w is [O/WIDTH][floats of all runs][WIDTH], a run (row, first, length).
+    """Sum over all runs; w is [O/width][floats of all runs][width], a run (row, first, length).
 
     bias [O], plus and `least` are write_tile's.
     `pixels` says which ones of y are computed: rows, columns and channels; then, in floats, the
@@ -136,7 +156,7 @@ def convolve(x, w, y, bias, plus, least, space, share, runs, x_shape, pixels, wi
     rows, columns, O, corner, image, down, across = pixels
     sh, sw, top, left, height, width = window
     copied = (columns - 1) * sw + width  # columns of x
-    line, depth = copied * C, len(w) // O
+    line, added = copied * C, (bias, plus, least)
     bands = (rows + BAND - 1) // BAND
     for b in prange(N * bands):
         a = space[get_thread_id() * share :]
@@ -149,28 +169,24 @@ def convolve(x, w, y, bias, plus, least, space, share, runs, x_shape, pixels, wi
         for r in range(count):
             prefetch_row(x, behind + r * sh * W * C, behind + (r + 1) * sh * W * C)
             start = corner + n * image + (first + r) * down
-            for o in range(0, O, WIDTH):
-                for ox in range(0, columns, ROWS):
-                    at, to = r * sh * line + ox * sw * C, start + ox * across + o
-                    ahead = columns - ox
-                    if ahead > HALF:
-                        tile = add_runs(zero_tile(ROWS), a, at, line, sw * C, runs, w, o * depth)
-                        write_tile(y, to, across, tile, ahead, (bias, plus, least), o)
-                    else:
-                        half = add_runs(zero_tile(HALF), a, at, line, sw * C, runs, w, o * depth)
-                        write_tile(y, to, across, half, ahead, (bias, plus, least), o)
+            row = y, start, across, columns, O, a, r * sh * line, line, sw * C, runs, w, added
+            if O % BROAD:
+                convolve_row(zero_tile(ROWS, WIDTH), zero_tile(HALF, WIDTH), *row)
+            else:
+                convolve_row(zero_tile(ROWS, BROAD), zero_tile(HALF, BROAD), *row)
         fence()
 
 
 @njit
 def copy_panels(g, first, pixels, O, to, place):
-    """Copy g [pixels][O], from g[first] on, as [O/WIDTH][pixels][WIDTH].
+    """Copy g [pixels][O], from g[first] on, as [O/width][pixels][width], the width that of a tile.
 
-    A tile meets WIDTH channels of one pixel after the other: now they lie one behind the other.
+    A tile meets so many channels of one pixel after the other: now they lie one behind the other.
     """
+    width = tile_width(O)
     for pixel in range(pixels):
-        for o in range(0, O, WIDTH):
-            copy(to, place + o * pixels + pixel * WIDTH, g, first + pixel * O + o, WIDTH)
+        for o in range(0, O, width):
+            copy(to, place + o * pixels + pixel * width, g, first + pixel * O + o, width)
 
 
 @njit(forceinline=True)
@@ -181,13 +197,13 @@ def add_rows(tile, a, at, g, gi, shape, lines, across):
     for m in range(count):
         for y in range(rows):
             ai = at + m * image + y * down
-            tile = add_product(tile, a, ai, 1, across, g, gi, WIDTH, columns)
-            gi += columns * WIDTH
+            tile = add_product(tile, a, ai, 1, across, g, gi, width_of(tile), columns)
+            gi += columns * width_of(tile)
     return tile
 
 
 @njit
-def add_block(u, ui, g, gi, a, ai, shape, runs, lines, across):
+def add_block(whole, half, u, ui, g, gi, a, ai, shape, runs, lines, across):
     """Add the products of a block, its g in panels from g[gi] on, to a part's sums u[ui :].
 
     `shape` is that of its g: images, rows, columns, channels. From a[ai] on lie the floats that it
@@ -197,16 +213,16 @@ def add_block(u, ui, g, gi, a, ai, shape, runs, lines, across):
     for k in range(len(runs)):
         start, length = ai + runs[k, 0] * lines[2] + runs[k, 1], runs[k, 2]
         for i in range(0, length, ROWS):
-            for o in range(0, O, WIDTH):
+            for o in range(0, O, width_of(whole)):
                 to, panel, ahead = ui + o, gi + o * count * rows * columns, length - i
                 if ahead > HALF:
-                    tile = load_tile(u, to, O, ROWS)
+                    tile = load_tile(u, to, O, whole)
                     tile = add_rows(tile, a, start + i, g, panel, shape, lines, across)
-                    store_tile(u, to, O, tile, ahead)
+                    store_rows(u, to, O, tile, ahead)
                 else:
-                    half = load_tile(u, to, O, HALF)
-                    half = add_rows(half, a, start + i, g, panel, shape, lines, across)
-                    store_tile(u, to, O, half, ahead)
+                    tile = load_tile(u, to, O, half)
+                    tile = add_rows(tile, a, start + i, g, panel, shape, lines, across)
+                    store_rows(u, to, O, tile, ahead)
             ui += min(ROWS, length - i) * O
 
 
@@ -241,11 +257,15 @@ def correlate(x, g, u, space, share, runs, x_shape, g_shape, window, parts, bloc
                     read = (high - 1) * sh + height
                     copy_padded(x, start, (H, W, C), y0 * sh + top, read, left, copied, a, to)
                 shape, start = (count, high, columns, O), (first * rows + y0) * columns * O
-                if O == WIDTH:  # one panel, and g is it
-                    add_block(u, part * size, g, start, a, room, shape, runs, lines, sw * C)
-                else:
+                panelled = g
+                if tile_width(O) < O:  # else g is one panel
                     copy_panels(g, start, count * high * columns, O, a, 0)
-                    add_block(u, part * size, a, 0, a, room, shape, runs, lines, sw * C)
+                    panelled, start = a, 0
+                block = u, part * size, panelled, start, a, room, shape, runs, lines, sw * C
+                if O % BROAD:
+                    add_block(zero_tile(ROWS, WIDTH), zero_tile(HALF, WIDTH), *block)
+                else:
+                    add_block(zero_tile(ROWS, BROAD), zero_tile(HALF, BROAD), *block)
 
 
 # ---- taps and runs ----
@@ -281,11 +301,12 @@ def window_of(taps: Sequence[Tap]) -> tuple[list[Tap], Tap, Pair]:
 
 
 def panels(w: Array) -> Array:
-    """Arrange w [taps][C][O] as [O/WIDTH][taps * C][WIDTH], with zeros for what O lacks."""
+    """Arrange w [taps][C][O] as [O/width][taps * C][width], with zeros for what O lacks."""
     taps, C, O = w.shape
     padded = numpy.zeros((taps * C, wide(O)), numpy.float32)
     padded[:, :O] = w.reshape(taps * C, O)
-    grouped = padded.reshape(taps * C, wide(O) // WIDTH, WIDTH)
+    width = tile_width(wide(O))
+    grouped = padded.reshape(taps * C, wide(O) // width, width)
     return numpy.ascontiguousarray(grouped.swapaxes(0, 1)).reshape(-1)
 
 

@@ -6,21 +6,22 @@ ReLU was applied, its mask is computed anew from x rather than read from y.
 
 Ioffe & Szegedy, Batch Normalization, arXiv 1502.03167: algorithm 1, and its gradient in section 3.
 
-A channels-last array is looked at as rows of L = k*C values, `k` pixels side by side. Lane l of
-such a row belongs to channel l % C. All lanes do the same, so the inner loops are vectorised for
-any number of channels:
+A channels-last array is looked at as rows of L floats, whole pixels side by side and a multiple of
+64. Lane l of such a row belongs to channel l % C. A block of rows is gone through in columns of
+SPAN lanes, whose sums, means and factors stay in registers:
 
-             pixel 0   pixel 1         pixel k-1
-    row i   [c c c c | c c c c |  ...  | c c c c]    C = 4: lanes 0, 4, 8, ... are channel 0
-    row i+1 [c c c c | c c c c |  ...  | c c c c]
-      ...                                            BLOCK rows are a block, many blocks a part;
-                                                     a thread takes a part after the other
+               SPAN
+            +--------+--------+--------+
+    row i   | c c c  | c c c  | c c c  |     C = 4: lanes 0, 4, 8, ... are channel 0
+    row i+1 | c c c  | c c c  | c c c  |
+      ...   |   |    |   |    |   |    |     a block of rows; many blocks are a part,
+            |   v    |   v    |   v    |     and a thread takes a part after the other
+            +--------+--------+--------+
 
-Sums run over blocks of a few rows in the array's own dtype and are added up in float64. The
-statistics are of the differences from the block's first row, which is a value of the same channel:
-the squares can't cancel, at whatever mean. (With float32 sums of x and x^2, a variance of 1e-4 at
-mean 30 would be all rounding.) Chan, Golub & LeVeque, Algorithms for Computing the Sample Variance,
-The American Statistician 37, 1983.
+Sums of a block are float32 and are added up in float64. The statistics are of the differences from
+the block's first row, which is a value of the same channel: the squares can't cancel, at whatever
+mean. (With float32 sums of x and x^2, a variance of 1e-4 at mean 30 would be all rounding.) Chan,
+Golub & LeVeque, Algorithms for Computing the Sample Variance, The American Statistician 37, 1983.
 """
 
 from __future__ import annotations
@@ -33,18 +34,102 @@ from numba import njit, prange
 from ..base import Array
 from .arrays import empty_like, flat, images
 from .compiler import kernel
-from .parts import bounds, number_of_parts, pixels_per_row
+from .host import LANES
+from .parts import bounds, number_of_parts
+from .simd import at_least, fma, load_tile, select_greater, store_rows, zero_tile
 
-BLOCK = 32  # rows of about 256 values: float32 blocks fit the L1 cache
+SPAN = 4 * LANES  # sums enough in flight to hide the latency of an addition
+BLOCK = 32  # rows
 
 
 def rows_of(a: Array) -> Array:
     """View an array (N, C, H, W) as (rows, L)."""
-    n, c, h, w = a.shape
-    return images(a).reshape(-1, c * pixels_per_row(n * h * w, c))
+    return images(a).reshape(-1, math.lcm(a.shape[1], 64))
 
 
-@kernel("void(T[:, ::1], intp, float64[:, :, ::1], float64[:, ::1], float64[::1], float64[::1])")
+# ---- a block of rows, from `first` to before `last` ----
+
+
+@njit
+def sum_differences(x, first, last, s, q):
+    """Write the sums of x - x[first], and of their squares, to s and q."""
+    L = x.shape[1]
+    for l in range(0, L, SPAN):
+        total = squares = zero = zero_tile(1, SPAN)
+        origin = load_tile(x, first * L + l, 0, zero)
+        for i in range(first, last):
+            d = load_tile(x, i * L + l, 0, zero) - origin
+            total, squares = total + d, fma(d, d, squares)
+        store_rows(s, l, 0, total, 1)
+        store_rows(q, l, 0, squares, 1)
+
+
+@njit
+def normalise_block(x, residual, at, least, first, last, y):
+    """y = (x - mean) * scale + shift + residual, and `least` where that is larger."""
+    L = x.shape[1]
+    for l in range(0, L, SPAN):
+        zero = zero_tile(1, SPAN)
+        mean, scale, shift = load_lanes(at, l, zero)
+        for place in range(first * L + l, last * L + l, L):
+            v = fma(load_tile(x, place, 0, zero) - mean, scale, shift)
+            if len(residual):
+                v = v + load_tile(residual, place, 0, zero)
+            store_rows(y, place, 0, at_least(v, least), 1)
+
+
+@njit
+def sum_gradients(g, y, x, at, relu, first, last, masked, s, q):
+    """Write the sums of g and of g * (x - mean), of what the ReLU let pass, to s and q.
+
+    `masked` and y, which has the mask then, are there where a residual was added, or are empty.
+    """
+    L = x.shape[1]
+    for l in range(0, L, SPAN):
+        total = products = zero = zero_tile(1, SPAN)
+        mean, scale, shift = load_lanes(at, l, zero)
+        for place in range(first * L + l, last * L + l, L):
+            d = load_tile(x, place, 0, zero) - mean
+            passed = load_tile(g, place, 0, zero)
+            if len(masked):
+                passed = select_greater(load_tile(y, place, 0, zero), zero, passed, zero)
+                store_rows(masked, place, 0, passed, 1)
+            elif relu:
+                passed = select_greater(fma(d, scale, shift), zero, passed, zero)
+            total, products = total + passed, fma(passed, d, products)
+        store_rows(s, l, 0, total, 1)
+        store_rows(q, l, 0, products, 1)
+
+
+@njit
+def input_gradient_block(g, x, at, mean_g, slope, relu, first, last, dx):
+    """dx = (g - mean_g - (x - mean) * slope) * scale, of what the ReLU let pass."""
+    L = x.shape[1]
+    for l in range(0, L, SPAN):
+        zero = zero_tile(1, SPAN)
+        mean, scale, shift = load_lanes(at, l, zero)
+        center, factor = load_tile(mean_g, l, 0, zero), load_tile(slope, l, 0, zero)
+        for place in range(first * L + l, last * L + l, L):
+            d = load_tile(x, place, 0, zero) - mean
+            passed = load_tile(g, place, 0, zero)
+            if relu:
+                passed = select_greater(fma(d, scale, shift), zero, passed, zero)
+            store_rows(dx, place, 0, (passed - center - d * factor) * scale, 1)
+
+
+@njit(forceinline=True)
+def load_lanes(at, l, like):
+    """Read mean, scale and shift of a column of lanes."""
+    m, scale, shift = at
+    return load_tile(m, l, 0, like), load_tile(scale, l, 0, like), load_tile(shift, l, 0, like)
+
+
+# ---- kernels ----
+
+
+@kernel(
+    "void(float32[:, ::1], intp, float64[:, :, ::1], float64[:, ::1], float64[::1], float64[::1])"
+)
 def statistics(x, parts, partial, sums, mean, var):
     """Compute each channel's mean and variance.
 
@@ -52,24 +137,19 @@ def statistics(x, parts, partial, sums, mean, var):
     """
     rows, L = x.shape
     C = mean.size
-    origin = lanes(L, x[0, :C], x)
+    origin = lanes(L, x[0, :C])
     for part in prange(parts):
         start, stop = bounds(rows, parts, part)
         total, squares = partial[part, 0], partial[part, 1]
-        s, q = zeros(L, x), zeros(L, x)
+        s, q = uninitialised(L), uninitialised(L)
         for first in range(start, stop, BLOCK):
             last = min(first + BLOCK, stop)
-            for i in range(first, last):
-                for l in range(L):
-                    d = x[i, l] - x[first, l]
-                    s[l] += d
-                    q[l] += d * d
+            sum_differences(x, first, last, s, q)
             for l in range(L):  # the same sums, of the differences from the channel's first value
                 shift = numpy.float64(x[first, l]) - numpy.float64(origin[l])
                 n_shift = (last - first) * shift
                 total[l] += s[l] + n_shift
                 squares[l] += q[l] + shift * (2 * s[l] + n_shift)
-                s[l] = q[l] = 0
     add_parts(partial, sums)
     count = rows * (L // C)
     for c in range(C):
@@ -78,112 +158,69 @@ def statistics(x, parts, partial, sums, mean, var):
 
 
 @kernel(
-    "void(T[:, ::1], T[:, ::1], float64[::1], float64[::1], T[::1], T[::1], float64, boolean, "
-    "intp, T[:, ::1])"
+    "void(float32[:, ::1], float32[:, ::1], float64[::1], float64[::1], float32[::1], "
+    "float32[::1], float64, boolean, intp, float32[:, ::1])"
 )
 def normalise(x, residual, mean, var, weight, bias, eps, relu, parts, y):
     """y = (x - mean) / sqrt(var + eps) * weight + bias + residual, and relu of it if wanted."""
     rows, L = x.shape
-    m, scale, shift = coefficients(x, mean, var, weight, bias, eps)
-    least = x.dtype.type(0 if relu else -numpy.inf)
+    m, scale, shift = coefficients(L, mean, var, weight, bias, eps)
+    least = numpy.float32(0 if relu else -numpy.inf)
     for part in prange(parts):
         start, stop = bounds(rows, parts, part)
-        for i in range(start, stop):
-            if len(residual):
-                for l in range(L):
-                    v = (x[i, l] - m[l]) * scale[l] + shift[l] + residual[i, l]
-                    y[i, l] = least if v <= least else v  # so a NaN stays one
-            else:
-                for l in range(L):
-                    v = (x[i, l] - m[l]) * scale[l] + shift[l]
-                    y[i, l] = least if v <= least else v
+        for first in range(start, stop, BLOCK):
+            last = min(first + BLOCK, stop)
+            normalise_block(x, residual, (m, scale, shift), least, first, last, y)
 
 
 @njit
-def lanes(L, per_channel, like):
-    """Repeat a value of each channel for all its lanes, in the dtype of `like`."""
+def lanes(L, per_channel):
+    """Repeat a value of each channel for all its lanes, in float32."""
     C = len(per_channel)
-    values = numpy.empty(L, like.dtype)
+    values = numpy.empty(L, numpy.float32)
     for l in range(L):
         values[l] = per_channel[l % C]
     return values
 
 
 @njit
-def coefficients(x, mean, var, weight, bias, eps):
+def coefficients(L, mean, var, weight, bias, eps):
     """Give each lane its mean, and scale and shift of y = (x - mean) * scale + shift."""
-    L = x.shape[1]
     scale = numpy.empty_like(var)
     for c in range(len(var)):
         scale[c] = weight[c] / math.sqrt(var[c] + eps)
-    return lanes(L, mean, x), lanes(L, scale, x), lanes(L, bias, x)
+    return lanes(L, mean), lanes(L, scale), lanes(L, bias)
 
 
 @kernel(
-    "void(T[:, ::1], T[:, ::1], float64[::1], float64[::1], T[::1], T[::1], float64, boolean, "
-    "intp, float64[:, :, ::1], float64[:, ::1])"
+    "void(float32[:, ::1], float32[:, ::1], float32[:, ::1], float64[::1], float64[::1], "
+    "float32[::1], float32[::1], float64, boolean, intp, float32[:, ::1], float64[:, :, ::1], "
+    "float64[:, ::1])"
 )
-def gradient_sums(g, x, mean, var, weight, bias, eps, relu, parts, partial, sums):
+def gradient_sums(g, y, x, mean, var, weight, bias, eps, relu, parts, masked, partial, sums):
     """Sum g and g * (x - mean) over each channel, where the ReLU let x pass.
 
+    After a residual y has the mask, and the residual wants masked g; both are empty else.
     `partial` (parts, 2, L) and `sums` (2, C) are zeros before.
     """
     rows, L = x.shape
-    m, scale, shift = coefficients(x, mean, var, weight, bias, eps)
-    linear, zero = not relu, x.dtype.type(0)  # a plain 0 would make the sum float64
+    m, scale, shift = coefficients(L, mean, var, weight, bias, eps)
     for part in prange(parts):
         start, stop = bounds(rows, parts, part)
-        total, products = partial[part, 0], partial[part, 1]
-        s, q = zeros(L, x), zeros(L, x)
+        s, q = uninitialised(L), uninitialised(L)
         for first in range(start, stop, BLOCK):
-            for i in range(first, min(first + BLOCK, stop)):
-                for l in range(L):
-                    d = x[i, l] - m[l]
-                    passed = g[i, l] if linear | (d * scale[l] + shift[l] > 0) else zero
-                    s[l] += passed
-                    q[l] += passed * d
-            add_block(total, s)
-            add_block(products, q)
-    add_parts(partial, sums)
-
-
-@kernel(
-    "void(T[:, ::1], T[:, ::1], T[:, ::1], float64[::1], intp, T[:, ::1], float64[:, :, ::1], "
-    "float64[:, ::1])"
-)
-def masked_gradient_sums(g, y, x, mean, parts, masked, partial, sums):
-    """Do the same where a residual was added: y has the mask, and the residual wants masked g."""
-    rows, L = x.shape
-    m = lanes(L, mean, x)
-    zero = x.dtype.type(0)
-    for part in prange(parts):
-        start, stop = bounds(rows, parts, part)
-        total, products = partial[part, 0], partial[part, 1]
-        s, q = zeros(L, x), zeros(L, x)
-        for first in range(start, stop, BLOCK):
-            for i in range(first, min(first + BLOCK, stop)):
-                for l in range(L):
-                    passed = g[i, l] if y[i, l] > 0 else zero
-                    masked[i, l] = passed
-                    s[l] += passed
-                    q[l] += passed * (x[i, l] - m[l])
-            add_block(total, s)
-            add_block(products, q)
+            last, at = min(first + BLOCK, stop), (m, scale, shift)
+            sum_gradients(g, y, x, at, relu, first, last, masked, s, q)
+            for l in range(L):
+                partial[part, 0, l] += s[l]
+                partial[part, 1, l] += q[l]
     add_parts(partial, sums)
 
 
 @njit
-def zeros(L, like):
-    """Make a zero for each lane; written out in a kernel, that would be a parallel loop."""
-    return numpy.zeros(L, like.dtype)
-
-
-@njit
-def add_block(total, block):
-    """Add a block's sums to the float64 ones and begin anew."""
-    for l in range(len(total)):
-        total[l] += block[l]
-        block[l] = 0
+def uninitialised(L):
+    """Make room for a row; in a kernel, a call of NumPy's may become a parallel loop."""
+    return numpy.empty(L, numpy.float32)
 
 
 @njit
@@ -200,8 +237,8 @@ def add_parts(partial, sums):
 
 
 @kernel(
-    "void(T[:, ::1], T[:, ::1], float64[::1], float64[::1], T[::1], T[::1], float64, boolean, "
-    "float64[:, ::1], intp, T[:, ::1])"
+    "void(float32[:, ::1], float32[:, ::1], float64[::1], float64[::1], float32[::1], "
+    "float32[::1], float64, boolean, float64[:, ::1], intp, float32[:, ::1])"
 )
 def input_gradient(g, x, mean, var, weight, bias, eps, relu, means, parts, dx):
     """dx = (g - mean(g) - x_hat * mean(g * x_hat)) * weight / sqrt(var + eps), g masked by relu.
@@ -210,16 +247,13 @@ def input_gradient(g, x, mean, var, weight, bias, eps, relu, means, parts, dx):
     mean and var are constants.
     """
     rows, L = x.shape
-    m, scale, shift = coefficients(x, mean, var, weight, bias, eps)
-    mean_g, slope = lanes(L, means[0], x), lanes(L, means[1], x)
-    linear, zero = not relu, x.dtype.type(0)
+    m, scale, shift = coefficients(L, mean, var, weight, bias, eps)
+    mean_g, slope = lanes(L, means[0]), lanes(L, means[1])
     for part in prange(parts):
         start, stop = bounds(rows, parts, part)
-        for i in range(start, stop):
-            for l in range(L):
-                d = x[i, l] - m[l]
-                passed = g[i, l] if linear | (d * scale[l] + shift[l] > 0) else zero
-                dx[i, l] = (passed - mean_g[l] - d * slope[l]) * scale[l]
+        for first in range(start, stop, BLOCK):
+            last, at = min(first + BLOCK, stop), (m, scale, shift)
+            input_gradient_block(g, x, at, mean_g, slope, relu, first, last, dx)
 
 
 def batch_norm(
@@ -245,14 +279,13 @@ def batch_norm_grad(
     g_rows, x_rows, dx, parts = rows_of(g), rows_of(x), empty_like(x), _parts(x)
     at, relu, masked = _per_channel(weight, bias, mean, var), y is not None, g
     partial, sums = _scratch(x_rows, parts, weight.size)
+    y_rows = masked_rows = x_rows[:0]
     if relu and residual:
-        masked, relu = empty_like(g), False
-        masked_gradient_sums(
-            g_rows, rows_of(y), x_rows, at[0], parts, rows_of(masked), partial, sums
-        )
-        g_rows = rows_of(masked)
-    else:
-        gradient_sums(g_rows, x_rows, *at, eps, relu, parts, partial, sums)
+        masked = empty_like(g)
+        y_rows, masked_rows = rows_of(y), rows_of(masked)
+    gradient_sums(g_rows, y_rows, x_rows, *at, eps, relu, parts, masked_rows, partial, sums)
+    if relu and residual:
+        g_rows, relu = masked_rows, False
     means = sums / (x.size // weight.size) if training else numpy.zeros_like(sums)
     means[1] /= at[1] + eps
     input_gradient(g_rows, x_rows, *at, eps, relu, means, parts, rows_of(dx))
@@ -261,8 +294,7 @@ def batch_norm_grad(
 
 
 def _parts(x: Array) -> int:
-    pixels = x.size // x.shape[1]
-    return number_of_parts(x.size, pixels // pixels_per_row(pixels, x.shape[1]))
+    return number_of_parts(x.size, len(rows_of(x)))
 
 
 def _scratch(rows: Array, parts: int, channels: int) -> tuple[Array, Array]:

@@ -6,8 +6,6 @@ their order: the result is the same, to the last bit, for any number of threads.
 
 from __future__ import annotations
 
-from functools import cache
-
 from numba import njit
 
 MOST = 32  # parts, and so threads that find work
@@ -23,16 +21,3 @@ def number_of_parts(values: int, rows: int) -> int:
 def bounds(rows, parts, part):
     """Give the first row of a part and the first after it; the sizes differ by one at most."""
     return rows * part // parts, rows * (part + 1) // parts
-
-
-@cache
-def pixels_per_row(pixels: int, channels: int, values: int = 256) -> int:
-    """Choose how many pixels are looked at as one row: short inner loops are slow.
-
-    They divide the pixels evenly and have about as many values as asked for.
-
-    >>> pixels_per_row(32 * 32, 16), pixels_per_row(3 * 5, 16), pixels_per_row(11, 512)
-    (16, 15, 1)
-    """
-    most = max(1, min(pixels, values // channels))
-    return next(k for k in range(most, 0, -1) if pixels % k == 0)

@@ -14,7 +14,7 @@ elements, from anywhere, and is not checked.
 
 A *line* is a tuple of vectors that stand at equal steps in memory, such as the pixels of a column.
 
-A *tile* is a tuple of ROWS x COLUMNS vectors, WIDTH = COLUMNS * LANES floats across, that lives in
+A *tile* is a tuple of rows x columns vectors, as a rule ROWS and WIDTH floats across, that lives in
 registers. A matrix product is a loop around one step, `add_outer_product`:
 
                      WIDTH
@@ -31,19 +31,27 @@ registers. A matrix product is a loop around one step, `add_outer_product`:
 from __future__ import annotations
 
 import operator
+from functools import partial
 
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, register_model
+from numba.extending import (
+    intrinsic,
+    lower_builtin,
+    models,
+    register_jitable,
+    register_model,
+)  # fmt: skip
 
 from .arrays import CACHE_LINE
-from .host import COLUMNS, LANES
+from .host import BROAD, LANES, WIDTH
 
 FLOAT, INDEX, LANE = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 VECTOR = ir.VectorType(FLOAT, LANES)
 ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
+_unpack = cgutils.unpack_tuple
 LARGE = 2**20  # floats; measured on a Zen 4, from here on streaming wins
 
 
@@ -54,10 +62,22 @@ class VectorType(types.Type):
         super().__init__(name=f"float32x{LANES}")
 
 
+class TileType(types.Type):
+    """The Numba type of a tile: its vectors, row by row."""
+
+    def __init__(self, rows, columns):
+        super().__init__(name=f"tile {rows}x{columns}")
+        self.dtype, self.rows, self.columns = vector, rows, columns
+
+    def __len__(self):
+        return self.rows * self.columns
+
+
 vector = VectorType()
 register_model(VectorType)(
     lambda manager, numba_type: models.PrimitiveModel(manager, numba_type, VECTOR)
 )
+register_model(TileType)(models.UniTupleModel)
 BYTES = ir.VectorType(ir.IntType(8), LANES)
 
 
@@ -97,6 +117,14 @@ def _splat(builder, scalar):
     first = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), scalar, LANE(0))
     zeros = ir.Constant(ir.VectorType(LANE, LANES), [0] * LANES)
     return builder.shuffle_vector(first, first, zeros)
+
+
+def _each(context, builder, kind, function, *args):
+    """Do to a vector what a function does, and to a tile the same with each of its vectors."""
+    if kind is vector:
+        return function(*args)
+    cells = zip(*(_unpack(builder, tile) for tile in args), strict=True)
+    return context.make_tuple(builder, kind, [function(*cell) for cell in cells])
 
 
 def _call(builder, name, *args):
@@ -263,7 +291,7 @@ def fence(typing):
     return types.void(), emit
 
 
-# ---- arithmetic ----
+# ---- arithmetic: of vectors, or of tiles of one shape ----
 
 
 @intrinsic
@@ -273,7 +301,7 @@ def splat(typing, scalar):
 
 
 def _binary(function, instruction):
-    """Give a Python operator its meaning for two vectors: one LLVM instruction.
+    """Give a Python operator its meaning for two vectors, or tiles: one LLVM instruction each.
 
     LLVM may not make a fused one of two, for it would do so in one place and not in another: the
     same function would round differently, in kernels compiled and in kernels loaded. `fma` is
@@ -283,11 +311,13 @@ def _binary(function, instruction):
     @infer_global(function)
     class Template(AbstractTemplate):
         def generic(self, args, kws):
-            return signature(vector, vector, vector) if args == (vector, vector) else None
+            ours = isinstance(args[0], VectorType | TileType) and args == args[:1] * 2
+            return signature(args[0], *args) if ours else None
 
     @lower_builtin(function, vector, vector)
+    @lower_builtin(function, TileType, TileType)
     def lower(context, builder, sig, args):
-        return getattr(builder, instruction)(*args)
+        return _each(context, builder, sig.return_type, getattr(builder, instruction), *args)
 
 
 _binary(operator.add, "fadd")
@@ -300,9 +330,9 @@ def fma(typing, a, b, c):
     """Compute a * b + c, rounded once."""
 
     def emit(context, builder, sig, args):
-        return _call(builder, "fma", *args)
+        return _each(context, builder, a, partial(_call, builder, "fma"), *args)
 
-    return vector(vector, vector, vector), emit
+    return a(a, b, c), emit
 
 
 @intrinsic
@@ -310,10 +340,12 @@ def select_greater(typing, a, b, x, y):
     """x where a > b, else y; where a or b is NaN, y."""
 
     def emit(context, builder, sig, args):
-        a, b, x, y = args
-        return builder.select(builder.fcmp_ordered(">", a, b), x, y)
+        def select(a, b, x, y):
+            return builder.select(builder.fcmp_ordered(">", a, b), x, y)
 
-    return vector(vector, vector, vector, vector), emit
+        return _each(context, builder, x, select, *args)
+
+    return x(a, b, x, y), emit
 
 
 @intrinsic
@@ -367,28 +399,38 @@ def load_inside(typing, a, i, step, n, first, size):
     return line(a, types.intp, types.intp, n, types.intp, types.intp), emit
 
 
-def _line_writer(name, doc, write):
-    def word(typing, a, i, step, line, n):
+def _writer(name, doc, write):
+    def word(typing, a, i, step, values, n):
         def emit(context, builder, sig, args):
-            array, index, step, line, n = args
-            base = _address(context, builder, sig.args[0], array, index)
-            values = _unpack(builder, line)
-            for r, place in enumerate(_steps(builder, base, step, len(values))):
-                with builder.if_then(builder.icmp_signed("<", INDEX(r), n)):
-                    write(builder, values[r], place)
+            base = _address(context, builder, sig.args[0], args[0], args[1])
+            vectors = iter(_unpack(builder, args[3]))
+            for r, row in enumerate(_rows(builder, base, args[2], values)):
+                written = [(next(vectors), place) for place in row]
+                with builder.if_then(builder.icmp_signed("<", INDEX(r), args[4])):
+                    for v, place in written:
+                        write(builder, v, place)
             return context.get_dummy_value()
 
-        return types.void(a, types.intp, types.intp, line, types.intp), emit
+        return types.void(a, types.intp, types.intp, values, types.intp), emit
 
     word.__name__, word.__doc__ = name, doc
     return intrinsic(word)
 
 
-store_line = _line_writer(
-    "store_line", "Write the first n vectors of a line, or all, to where load_line reads.", _store
+def _rows(builder, base, step, values):
+    """Give the addresses of a line's or a tile's vectors, row by row; a line has one in each."""
+    columns = getattr(values, "columns", 1)
+    rows = _steps(builder, base, step, len(values) // columns)
+    return [_steps(builder, row, INDEX(LANES), columns) for row in rows]
+
+
+store_rows = _writer(
+    "store_rows",
+    "Write the first n vectors of a line or rows of a tile, or all, to where load_* would read.",
+    _store,
 )
-stream_line = _line_writer(
-    "stream_line",
+stream_rows = _writer(
+    "stream_rows",
     "Do the same past the caches, each vector to a multiple of its size; then `fence`.",
     _stream,
 )
@@ -421,45 +463,42 @@ def at_least(typing, values, least):
     return values(values, types.float32), emit
 
 
-_unpack = cgutils.unpack_tuple
+# ---- tiles ----
 
 
-# ---- tiles: rows x COLUMNS vectors; as many rows as are asked for, ROWS as a rule ----
-
-
-def _tile(rows):
-    """Give the type of a tile."""
-    return types.UniTuple(vector, rows.literal_value * COLUMNS)
-
-
-def _rows(builder, base, step, tile):
-    """Give the addresses of a tile's vectors, row by row."""
-    rows = _steps(builder, base, step, len(tile) // COLUMNS)
-    return [_steps(builder, row, INDEX(LANES), COLUMNS) for row in rows]
+@register_jitable
+def tile_width(O):
+    """Choose how many of O channels, a multiple of WIDTH, a tile has: BROAD if they divide so."""
+    return WIDTH if O % BROAD else BROAD
 
 
 @intrinsic(prefer_literal=True)
-def zero_tile(typing, rows):
-    """Make a tile of zeros."""
-    tile = _tile(rows)
+def zero_tile(typing, rows, width):
+    """Make a tile of zeros, of so many rows and floats across."""
+    tile = TileType(rows.literal_value, width.literal_value // LANES)
 
     def emit(context, builder, sig, args):
         return context.make_tuple(builder, tile, [ZEROS] * len(tile))
 
-    return tile(rows), emit
+    return tile(rows, width), emit
 
 
-@intrinsic(prefer_literal=True)
-def load_tile(typing, a, i, step, rows):
-    """Read a tile, row r from a[i + r * step :]."""
-    tile = _tile(rows)
+@intrinsic
+def width_of(typing, tile):
+    """Count the floats across a tile."""
+    return types.intp(tile), lambda context, builder, sig, args: INDEX(tile.columns * LANES)
+
+
+@intrinsic
+def load_tile(typing, a, i, step, like):
+    """Read a tile as large as another, row r from a[i + r * step :]."""
 
     def emit(context, builder, sig, args):
         base = _address(context, builder, sig.args[0], args[0], args[1])
-        places = [place for row in _rows(builder, base, args[2], tile) for place in row]
-        return context.make_tuple(builder, tile, [_load(builder, place) for place in places])
+        places = [place for row in _rows(builder, base, args[2], like) for place in row]
+        return context.make_tuple(builder, like, [_load(builder, place) for place in places])
 
-    return tile(a, types.intp, types.intp, rows), emit
+    return like(a, types.intp, types.intp, like), emit
 
 
 @intrinsic
@@ -467,49 +506,31 @@ def add_stored(typing, tile, a, i, step, n):
     """Add to a tile the first n rows, or all, of what load_tile would read; no other is read."""
 
     def emit(context, builder, sig, args):
-        tile, array, index, step, n = args
-        base, values = _address(context, builder, sig.args[1], array, index), _unpack(builder, tile)
-        stored = []
-        for r, row in enumerate(_rows(builder, base, step, values)):
-            inside = builder.icmp_signed("<", INDEX(r), n)
+        base, stored = _address(context, builder, sig.args[1], args[1], args[2]), []
+        for r, row in enumerate(_rows(builder, base, args[3], tile)):
+            inside = builder.icmp_signed("<", INDEX(r), args[4])
             stored += [_load_if(builder, inside, place) for place in row]
-        sums = [builder.fadd(a, b) for a, b in zip(values, stored, strict=True)]
-        return context.make_tuple(builder, sig.return_type, sums)
+        pairs = zip(_unpack(builder, args[0]), stored, strict=True)
+        return context.make_tuple(builder, tile, [builder.fadd(*pair) for pair in pairs])
 
     return tile(tile, a, types.intp, types.intp, types.intp), emit
 
 
 @intrinsic
-def store_tile(typing, a, i, step, tile, n):
-    """Write the first n rows of a tile, or all, to where load_tile would read them."""
-
-    def emit(context, builder, sig, args):
-        array, index, step, tile, n = args
-        base, values = _address(context, builder, sig.args[0], array, index), _unpack(builder, tile)
-        for r, row in enumerate(_rows(builder, base, step, values)):
-            with builder.if_then(builder.icmp_signed("<", INDEX(r), n)):
-                for k, place in enumerate(row):
-                    _store(builder, values[r * COLUMNS + k], place)
-        return context.get_dummy_value()
-
-    return types.void(a, types.intp, types.intp, tile, types.intp), emit
-
-
-@intrinsic
 def add_outer_product(typing, tile, a, i, step, b, j):
-    """Add a[i + r * step] * b[j : j + WIDTH] to each row r of a tile."""
+    """Add a[i + r * step] * b[j : j + its width] to each row r of a tile."""
 
     def emit(context, builder, sig, args):
-        tile, a, i, step, b, j = args
-        rows = len(sig.return_type) // COLUMNS
+        sums, a, i, step, b, j = args
+        rows = len(tile) // tile.columns
         column = _steps(builder, _address(context, builder, sig.args[1], a, i), step, rows)
         start = _address(context, builder, sig.args[4], b, j)
-        row = [_load(builder, place) for place in _steps(builder, start, INDEX(LANES), COLUMNS)]
+        row = [_load(builder, at) for at in _steps(builder, start, INDEX(LANES), tile.columns)]
         factors = [_splat(builder, builder.load(place)) for place in column]
         pairs = [(factor, v) for factor in factors for v in row]
-        sums = zip(pairs, _unpack(builder, tile), strict=True)
+        added = zip(pairs, _unpack(builder, sums), strict=True)
         return context.make_tuple(
-            builder, sig.return_type, [_call(builder, "fma", *pair, total) for pair, total in sums]
+            builder, tile, [_call(builder, "fma", *pair, total) for pair, total in added]
         )
 
     return tile(tile, a, types.intp, types.intp, b, types.intp), emit
@@ -520,7 +541,7 @@ def add_product(tile, a, i, row, step, b, j, b_step, depth):
     """Add a product of depth `depth` to a tile.
 
     Element (r, d) of the left factor is a[i + r * row + d * step], row d of the right one
-    b[j + d * b_step : ... + WIDTH].
+    b[j + d * b_step :], as wide as the tile.
     """
     for d in range(depth):
         tile = add_outer_product(tile, a, i + d * step, row, b, j + d * b_step)

@@ -22,8 +22,8 @@ from .simd import (
     load_line,
     scatter,
     splat,
-    store_line,
-    stream_line,
+    store_rows,
+    stream_rows,
     streams,
 )  # fmt: skip
 
@@ -95,10 +95,10 @@ def transform_input(x, image, y0, x0, H, W, C, patch, v, at, plane):
         corner = image + (y0 * W + x0 + j) * C
         rows = H if 0 <= x0 + j < W else 0
         line = input_line(load_inside(x, corner, W * C, 6, y0, rows))
-        store_line(patch, j * LANES, 6 * LANES, line, 6)
+        store_rows(patch, j * LANES, 6 * LANES, line, 6)
     for i in range(6):
         line = input_line(load_line(patch, 6 * i * LANES, LANES, 6))
-        store_line(v, at + 6 * i * plane, plane, line, 6)
+        store_rows(v, at + 6 * i * plane, plane, line, 6)
 
 
 @njit
@@ -111,7 +111,7 @@ def transform_output(m, at, plane, patch, y, added, image, y0, x0, H, W, O):
     bias, plus, least = added
     for j in range(6):
         line = output_line(load_line(m, at + j * plane, 6 * plane, 6))
-        store_line(patch, j * LANES, 6 * LANES, line, 4)
+        store_rows(patch, j * LANES, 6 * LANES, line, 4)
     for i in range(min(4, H - y0)):
         line = add_lines(output_line(load_line(patch, 6 * i * LANES, LANES, 6)), bias)
         place = image + ((y0 + i) * W + x0) * O
@@ -119,9 +119,9 @@ def transform_output(m, at, plane, patch, y, added, image, y0, x0, H, W, O):
             line = add_lines(line, load_inside(plus, place, O, 4, x0, W))
         line = at_least(line, least)
         if streams(y):
-            stream_line(y, place, O, line, W - x0)
+            stream_rows(y, place, O, line, W - x0)
         else:
-            store_line(y, place, O, line, W - x0)
+            store_rows(y, place, O, line, W - x0)
 
 
 @njit
@@ -131,10 +131,10 @@ def transform_gradient(g, image, y0, x0, H, W, O, patch, d, at, plane):
         corner = image + (y0 * W + x0 + j) * O
         rows = H if x0 + j < W else 0
         line = gradient_line(load_inside(g, corner, W * O, 4, y0, rows))
-        store_line(patch, j * LANES, 4 * LANES, line, 6)
+        store_rows(patch, j * LANES, 4 * LANES, line, 6)
     for i in range(6):
         line = gradient_line(load_line(patch, 4 * i * LANES, LANES, 4))
-        store_line(d, at + 6 * i * plane, plane, line, 6)
+        store_rows(d, at + 6 * i * plane, plane, line, 6)
 
 
 @njit
@@ -144,10 +144,10 @@ def transform_filter(w, first, step, tap, patch, u, at, plane):
         w0 = gather(w, first + j * tap, step)
         w1 = gather(w, first + (3 + j) * tap, step)
         w2 = gather(w, first + (6 + j) * tap, step)
-        store_line(patch, j * LANES, 3 * LANES, filter_line((w0, w1, w2)), 6)
+        store_rows(patch, j * LANES, 3 * LANES, filter_line((w0, w1, w2)), 6)
     for i in range(6):
         line = filter_line(load_line(patch, 3 * i * LANES, LANES, 3))
-        store_line(u, at + 6 * i * plane, plane, line, 6)
+        store_rows(u, at + 6 * i * plane, plane, line, 6)
 
 
 @njit
@@ -157,7 +157,7 @@ def transform_filter_gradient(u, at, plane, part, parts, patch, dw, first, step)
         total = load_line(u, at + j * plane, 6 * plane, 6)
         for p in range(1, parts):
             total = add_lines(total, load_line(u, at + p * part + j * plane, 6 * plane, 6))
-        store_line(patch, j * LANES, 6 * LANES, filter_gradient_line(total), 3)
+        store_rows(patch, j * LANES, 6 * LANES, filter_gradient_line(total), 3)
     for i in range(3):
         w0, w1, w2 = filter_gradient_line(load_line(patch, 6 * i * LANES, LANES, 6))
         scatter(dw, first + 3 * i, step, w0)

@@ -17,7 +17,8 @@ product over all tiles, (tiles, C) @ (C, O). Tiles are taken in blocks that stay
     | tile   |              +------+|              +------+|              | tile   |
     +--------+               +------+               +------+              +--------+
 
-In memory u is [36][O/WIDTH][C][WIDTH]: what a tile of a product meets, it meets in that order.
+In memory u is [36][O/width][C][width], the width that of a tile: what a tile of a product meets, it
+meets in that order.
 
 The gradient with respect to x is a convolution too, with the filters turned round and their inputs
 and outputs exchanged. The one with respect to w is the transpose of all the above:
@@ -46,7 +47,7 @@ from ..base import Array, nchw
 from ..geometry import Padding, Shape
 from .arrays import aligned, flat, scratch
 from .compiler import kernel
-from .host import LANES, ROWS, WIDTH
+from .host import BROAD, LANES, ROWS, WIDTH
 from .simd import (
     add_product,
     clear,
@@ -54,8 +55,10 @@ from .simd import (
     load_line,
     load_tile,
     prefetch,
-    store_tile,
+    store_rows,
     streams,
+    tile_width,
+    width_of,
     zero_tile,
 )
 from .transforms import (
@@ -144,16 +147,26 @@ def fetch(a, first, count, tiles, f, write):
 
 @njit
 def transform_filters(w, places, C, O, vector, patch, u):
-    """Transform a vector of filters, of all inputs, to u [36][O/WIDTH][C][WIDTH].
+    """Transform a vector of filters, of all inputs, to u [36][O/width][C][width].
 
     A filter begins at w[first + c * c_step + o * o_step]; its nine weights are `tap` apart.
     """
     c_step, o_step, first, tap = places
-    o = vector * LANES
+    o, width = vector * LANES, tile_width(O)
     for c in range(C):
-        at = o // WIDTH * WIDTH * C + c * WIDTH + o % WIDTH
+        at = o // width * width * C + c * width + o % width
         corner = first + c * c_step + o * o_step
         transform_filter(w, corner, o_step, tap, patch, u, at, C * O)
+
+
+@njit(forceinline=True)  # as a call, it would read the zeros from memory
+def multiply(zeros, v, vi, tiles, C, u, ui, O, m, mi):
+    """m (tiles, O) = v (tiles, C) @ u (C, O), which lies in panels as wide as a tile of zeros."""
+    width = width_of(zeros)
+    for o in range(0, O, width):
+        for t in range(0, tiles, ROWS):
+            tile = add_product(zeros, v, vi + t * C, C, 1, u, ui + o * C, width, C)
+            store_rows(m, mi + t * O + o, O, tile, ROWS)
 
 
 @kernel(
@@ -183,24 +196,23 @@ def convolve(x, w, u, y, bias, plus, least, space, shape, places, block):
             if not streams(y):
                 fetch(y, first, count, tiles, f, 1)
             fetch(plus, first, count, tiles, f, 0)
-            for o in range(0, O, WIDTH):
-                for t in range(0, count, ROWS):
-                    tile = add_product(
-                        zero_tile(ROWS), v, f * v_plane + t * C, C, 1, u, (f * O + o) * C, WIDTH, C
-                    )
-                    store_tile(m, f * m_plane + t * O + o, O, tile, ROWS)
+            product = v, f * v_plane, count, C, u, f * O * C, O, m, f * m_plane
+            if O % BROAD:
+                multiply(zero_tile(ROWS, WIDTH), *product)
+            else:
+                multiply(zero_tile(ROWS, BROAD), *product)
         transform_outputs(m, 0, m_plane, shape, first, count, patch, y, bias, plus, least)
         fence()
 
 
 @njit
-def add_transposed_product(v, vi, tiles, C, d, di, O, u, ui, c_start, c_end):
-    """u (C, O) += v (tiles, C)^T @ d (tiles, O), in the rows from c_start to c_end."""
+def add_transposed_product(like, v, vi, tiles, C, d, di, O, u, ui, c_start, c_end):
+    """u (C, O) += v (tiles, C)^T @ d (tiles, O), in the rows from c_start to c_end, by tiles."""
     for c in range(c_start, c_end, ROWS):
-        for o in range(0, O, WIDTH):
+        for o in range(0, O, width_of(like)):
             at = ui + c * O + o
-            tile = add_product(load_tile(u, at, O, ROWS), v, vi + c, 1, C, d, di + o, O, tiles)
-            store_tile(u, at, O, tile, ROWS)
+            tile = add_product(load_tile(u, at, O, like), v, vi + c, 1, C, d, di + o, O, tiles)
+            store_rows(u, at, O, tile, ROWS)
 
 
 @njit
@@ -236,7 +248,11 @@ def correlate(x, g, u, dw, space, shape, block, parts):
                 fetch(x, first + block, block, tiles, f, 0)
                 fetch(g, first + block, block, tiles, f, 0)
                 mine = (part * F + f) * C * O
-                add_transposed_product(v, f * v_plane, count, C, d, f * d_plane, O, u, mine, 0, C)
+                product = v, f * v_plane, count, C, d, f * d_plane, O, u, mine, 0, C
+                if O % BROAD:
+                    add_transposed_product(zero_tile(ROWS, WIDTH), *product)
+                else:
+                    add_transposed_product(zero_tile(ROWS, BROAD), *product)
     for vector in prange(O // LANES):
         patch = space[get_thread_id() * share :]
         transform_filter_gradients(u, parts, C, O, intp(vector), patch, dw)
@@ -261,9 +277,12 @@ def correlate_at_once(x, g, u, dw, space, v, d, shape, block):
         f, band = divmod(intp(i), bands)
         start = band * WIDTH
         clear(u, (f * C + start) * O, WIDTH * O)
-        add_transposed_product(
-            v, f * v_plane, tiles, C, d, f * d_plane, O, u, f * C * O, start, start + WIDTH
-        )
+        place = f * C * O
+        product = v, f * v_plane, tiles, C, d, f * d_plane, O, u, place, start, start + WIDTH
+        if O % BROAD:
+            add_transposed_product(zero_tile(ROWS, WIDTH), *product)
+        else:
+            add_transposed_product(zero_tile(ROWS, BROAD), *product)
     for vector in prange(O // LANES):
         patch = space[get_thread_id() * PATCH :]
         transform_filter_gradients(u, 1, C, O, intp(vector), patch, dw)

@@ -101,6 +101,7 @@ for at_the_end in True, False:
             pool(2, C, *size, (2, 1), None, (1, 0))
             pool(1, C, *(n + 2 for n in size), 3, 2, 1)
             normalise(3, C, *size)
+            normalise(64, C, *size)  # whole rows, whatever C
 print("all inside")
 """
 

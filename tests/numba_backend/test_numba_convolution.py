@@ -318,13 +318,13 @@ A = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 
 def test_lines_are_products_with_the_papers_matrices(line, matrix):
     from numba import njit
 
-    from tinygrad_cnn.backends.numba_backend.simd import load_line, store_line
+    from tinygrad_cnn.backends.numba_backend.simd import load_line, store_rows
 
     rows, columns = matrix.shape
 
     @njit
     def run(a, out):
-        store_line(out, 0, host.LANES, line(load_line(a, 0, host.LANES, columns)), rows)
+        store_rows(out, 0, host.LANES, line(load_line(a, 0, host.LANES, columns)), rows)
 
     a = np.random.default_rng(0).standard_normal((columns, host.LANES)).astype(np.float32)
     out = np.zeros((rows, host.LANES), np.float32)

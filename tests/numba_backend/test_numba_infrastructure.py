@@ -12,7 +12,7 @@ import pytest
 
 from tinygrad_cnn.backends.numba_backend import allocator, disk_cache, threads
 from tinygrad_cnn.backends.numba_backend.compiler import kernel, versions
-from tinygrad_cnn.backends.numba_backend.parts import bounds, number_of_parts, pixels_per_row
+from tinygrad_cnn.backends.numba_backend.parts import bounds, number_of_parts
 
 BACKENDS = Path(disk_cache.__file__).resolve().parents[1]
 COMPILING = "tinygrad_cnn: compiling kernels for this CPU, once ...\n"
@@ -218,14 +218,6 @@ def test_parts_cover_all_rows_evenly(rows):
     pieces = [bounds(rows, parts, part) for part in range(parts)]
     assert [i for a, b in pieces for i in range(a, b)] == [*range(rows)]
     assert max(b - a for a, b in pieces) - min(b - a for a, b in pieces) <= 1
-
-
-@pytest.mark.parametrize("channels", [1, 3, 16, 300])
-@pytest.mark.parametrize("pixels", [1, 7, 49, 1024, 1009])
-def test_rows_of_pixels(pixels, channels):
-    k = pixels_per_row(pixels, channels)
-    assert pixels % k == 0
-    assert k == 1 or k * channels <= 256
 
 
 # ---- threads ----

@@ -10,7 +10,7 @@ from numba import njit
 
 from tinygrad_cnn.backends.numba_backend import host
 from tinygrad_cnn.backends.numba_backend.arrays import aligned
-from tinygrad_cnn.backends.numba_backend.host import LANES, ROWS, WIDTH
+from tinygrad_cnn.backends.numba_backend.host import BROAD, LANES, ROWS, WIDTH
 from tinygrad_cnn.backends.numba_backend.simd import (
     add_lines,
     add_product,
@@ -29,9 +29,10 @@ from tinygrad_cnn.backends.numba_backend.simd import (
     scatter,
     splat,
     store,
-    store_line,
-    store_tile,
-    stream_line,
+    store_rows,
+    stream_rows,
+    tile_width,
+    width_of,
     zero_tile,
 )  # fmt: skip
 
@@ -109,7 +110,7 @@ def test_copy_and_clear_touch_nothing_else():
 @njit
 def lines(a, step, first, size, n, out):
     inside = load_inside(a, 0, step, 4, first, size)
-    store_line(out, 0, LANES, add_lines(load_line(a, 0, step, 4), inside), n)
+    store_rows(out, 0, LANES, add_lines(load_line(a, 0, step, 4), inside), n)
 
 
 @pytest.mark.parametrize(("first", "size"), [(0, 4), (-2, 5), (1, 3), (3, 0), (-9, 4), (9, 4)])
@@ -125,7 +126,7 @@ def test_a_line_reads_zeros_outside(first, size):
 
 @njit
 def stream(a, out, n):
-    stream_line(out, 0, 2 * LANES, load_line(a, 0, LANES, 4), n)
+    stream_rows(out, 0, 2 * LANES, load_line(a, 0, LANES, 4), n)
     fence()
 
 
@@ -141,7 +142,7 @@ def test_a_streamed_line_is_a_stored_one(n):
 
 @njit
 def outside(a, size, out):
-    store_line(out, 0, LANES, load_inside(a, 10**15, 1, 2, size, size), 2)
+    store_rows(out, 0, LANES, load_inside(a, 10**15, 1, 2, size, size), 2)
 
 
 def test_what_is_outside_is_not_read():
@@ -151,15 +152,24 @@ def test_what_is_outside_is_not_read():
 
 
 @njit
-def product(a, row, step, b, depth, start, out, n):
-    tile = load_tile(start, 0, WIDTH, ROWS) if len(start) else zero_tile(ROWS)
-    store_tile(out, 0, WIDTH, add_product(tile, a, 0, row, step, b, 0, WIDTH, depth), n)
+def product(like, a, row, step, b, depth, start, out, n):
+    width = width_of(like)
+    tile = load_tile(start, 0, width, like) if len(start) else like
+    store_rows(out, 0, width, add_product(tile, a, 0, row, step, b, 0, width, depth), n)
+
+
+@njit
+def product_of_width(width, *args):
+    if width == WIDTH:
+        product(zero_tile(ROWS, WIDTH), *args)
+    else:
+        product(zero_tile(ROWS, BROAD), *args)
 
 
 @njit
 def added(a, n, out):
-    tile = add_stored(load_tile(a, 0, WIDTH, ROWS), a, 0, WIDTH, n)
-    store_tile(out, 0, WIDTH, tile, ROWS)
+    tile = load_tile(a, 0, WIDTH, zero_tile(ROWS, WIDTH))
+    store_rows(out, 0, WIDTH, add_stored(tile, a, 0, WIDTH, n), ROWS)
 
 
 @pytest.mark.parametrize("n", sorted({0, 1, ROWS - 1, ROWS, ROWS + 3}))
@@ -173,22 +183,28 @@ def test_what_is_stored_is_added_to_a_tile(n):
 @pytest.mark.parametrize("depth", [0, 1, 7, 100])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_a_tile_is_a_matrix_product(depth, transposed, accumulate):
-    a, b = values((ROWS, depth)), values((depth, WIDTH))
-    start = values(ROWS * WIDTH if accumulate else 0)
-    out = np.full((ROWS, WIDTH), 7, np.float32)
+@pytest.mark.parametrize("width", sorted({WIDTH, BROAD}))
+def test_a_tile_is_a_matrix_product(depth, transposed, accumulate, width):
+    a, b = values((ROWS, depth)), values((depth, width))
+    start = values(ROWS * width if accumulate else 0)
+    out = np.full((ROWS, width), 7, np.float32)
     laid, steps = (a.T.copy(), (1, ROWS)) if transposed else (a, (depth, 1))
-    product(laid.ravel(), *steps, b.ravel(), depth, start, out.ravel(), ROWS - 1)
-    expected = np.float64(a) @ b + (start.reshape(ROWS, WIDTH) if accumulate else 0)
+    product_of_width(width, laid.ravel(), *steps, b.ravel(), depth, start, out.ravel(), ROWS - 1)
+    expected = np.float64(a) @ b + (start.reshape(ROWS, width) if accumulate else 0)
     np.testing.assert_allclose(out[:-1], expected[:-1], atol=1e-5)
     assert (out[-1] == 7).all()  # the row that was not to be written
 
 
 def test_a_tile_leaves_registers_free():
-    sums = ROWS * WIDTH // LANES
-    assert 8 <= sums <= host.REGISTERS // 2
+    assert 8 <= ROWS * WIDTH // LANES <= ROWS * BROAD // LANES <= host.REGISTERS // 2
     assert LANES % ROWS == 0
     assert WIDTH % LANES == 0
+
+
+@pytest.mark.parametrize("channels", [WIDTH, 2 * WIDTH, 3 * WIDTH, 4 * WIDTH])
+def test_tiles_cover_the_channels(channels):
+    assert channels % tile_width(channels) == 0
+    assert tile_width(channels) == (BROAD if channels % BROAD == 0 else WIDTH)
 
 
 @pytest.mark.skipif(not host.ISA.startswith(("AVX", "SSE")), reason="the CPU is no x86-64")
