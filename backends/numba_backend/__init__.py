@@ -33,13 +33,12 @@ def _same_images(shapes: Shapes, **settings: Any) -> bool:
 
 
 def _whole_rows(shapes: Shapes, **settings: Any) -> bool:
-    C = shapes[0][1]
-    return math.prod(shapes[0]) % math.lcm(C, 64) == 0  # pixels side by side, see norm.py
+    return math.prod(shapes[0]) % math.lcm(shapes[0][1], 64) == 0  # of norm.py's row_length
 
 
 def _one_a_channel(shapes: Shapes, *, out: Any = None, **settings: Any) -> bool:
     x, b = shapes
-    return len(x) == 4 and b == (1, x[1], 1, 1) and out is None
+    return len(x) == 4 and b == (1, x[1], 1, 1) and out is None and _whole_rows(shapes)
 
 
 def _large(shapes: Shapes, **settings: Any) -> bool:
@@ -105,7 +104,10 @@ PATHS: dict[str, tuple[Path, ...]] = {
     **_convolutions("conv2d_input_grad"),
     **_convolutions("conv2d_weight_grad"),
     "matmul": (Path("threaded", "product", _large_matrices),),
-    "add": (Path("compiled", "pointwise", _same_images), Path("compiled", "bias", _one_a_channel)),
+    "add": (
+        Path("compiled", "pointwise", _same_images),
+        Path("simd", "bias", _one_a_channel, SINGLE),
+    ),
     "relu": (Path("compiled", "pointwise", _same_images),),
     "relu_grad": (Path("compiled", "pointwise", _same_images),),
     "max_pool2d": (

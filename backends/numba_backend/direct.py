@@ -124,7 +124,7 @@ def write_tile(y, to, across, tile, n, added, o):
 
 @njit(forceinline=True)
 def convolve_row(whole, half, y, start, across, pixels, O, a, at, line, step, runs, w, added):
-    """Compute a row of y with tiles that are whole or half: of so many zeros, they begin.
+    """Compute a row of y, whose sums begin with tiles of zeros: `whole`, and `half` at its end.
 
     Its pixels lie `across` floats apart from y[start] on, those of x `step` from a[at] on.
     """
@@ -170,7 +170,7 @@ def convolve(x, w, y, bias, plus, least, space, share, runs, x_shape, pixels, wi
             prefetch_row(x, behind + r * sh * W * C, behind + (r + 1) * sh * W * C)
             start = corner + n * image + (first + r) * down
             row = y, start, across, columns, O, a, r * sh * line, line, sw * C, runs, w, added
-            if O % BROAD:
+            if tile_width(O) == WIDTH:
                 convolve_row(zero_tile(ROWS, WIDTH), zero_tile(HALF, WIDTH), *row)
             else:
                 convolve_row(zero_tile(ROWS, BROAD), zero_tile(HALF, BROAD), *row)
@@ -206,6 +206,7 @@ def add_rows(tile, a, at, g, gi, shape, lines, across):
 def add_block(whole, half, u, ui, g, gi, a, ai, shape, runs, lines, across):
     """Add the products of a block, its g in panels from g[gi] on, to a part's sums u[ui :].
 
+    Tiles are as large as `whole`, at the end of a run as `half`.
     `shape` is that of its g: images, rows, columns, channels. From a[ai] on lie the floats that it
     meets; `lines` are how many of them an image has, the rows between two of y's, and a row.
     """
@@ -262,7 +263,7 @@ def correlate(x, g, u, space, share, runs, x_shape, g_shape, window, parts, bloc
                     copy_panels(g, start, count * high * columns, O, a, 0)
                     panelled, start = a, 0
                 block = u, part * size, panelled, start, a, room, shape, runs, lines, sw * C
-                if O % BROAD:
+                if tile_width(O) == WIDTH:
                     add_block(zero_tile(ROWS, WIDTH), zero_tile(HALF, WIDTH), *block)
                 else:
                     add_block(zero_tile(ROWS, BROAD), zero_tile(HALF, BROAD), *block)

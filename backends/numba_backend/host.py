@@ -39,12 +39,12 @@ def _isa() -> tuple[str, int, int]:
 
 
 ISA, LANES, REGISTERS = _isa()
-# A tile of a matrix product is 16 floats wide on every CPU. Its ROWS x COLUMNS sums need a quarter
-# to a half of the registers: enough in flight to hide the latency of a multiply-add.
+# A tile of a matrix product is at least 16 floats wide on every CPU. Its ROWS x COLUMNS sums need a
+# quarter to a half of the registers: about enough in flight to hide a multiply-add's latency.
 WIDTH = 16
 COLUMNS = WIDTH // LANES
 ROWS = min(8, REGISTERS // (2 * COLUMNS))
 HALF = ROWS // 2  # the rows of a tile at an end, where fewer are left
-# Where that leaves room for twice as many, there are broad tiles, for channels enough: what is
-# loaded for a row is used twice. With 8 sums, a Zen 5 reaches 85 % of its peak, with 16 all of it.
+# Where that leaves room for twice as many, channels that are a multiple of 32 are in broad tiles:
+# what is loaded for a row is used twice. With 8 sums a Zen 5 reaches 85 % of its peak, with 16 all.
 BROAD = 2 * WIDTH if 4 * ROWS * COLUMNS <= REGISTERS else WIDTH

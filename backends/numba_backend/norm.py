@@ -42,9 +42,14 @@ SPAN = 4 * LANES  # sums enough in flight to hide the latency of an addition
 BLOCK = 32  # rows
 
 
+def row_length(C: int) -> int:
+    """Choose L: whole pixels, and a multiple of SPAN on any CPU."""
+    return math.lcm(C, 64)
+
+
 def rows_of(a: Array) -> Array:
     """View an array (N, C, H, W) as (rows, L)."""
-    return images(a).reshape(-1, math.lcm(a.shape[1], 64))
+    return images(a).reshape(-1, row_length(a.shape[1]))
 
 
 # ---- a block of rows, from `first` to before `last` ----
@@ -82,7 +87,7 @@ def normalise_block(x, residual, at, least, first, last, y):
 def sum_gradients(g, y, x, at, relu, first, last, masked, s, q):
     """Write the sums of g and of g * (x - mean), of what the ReLU let pass, to s and q.
 
-    `masked` and y, which has the mask then, are there where a residual was added, or are empty.
+    After a residual and ReLU y has the mask, and masked g is written; else both are empty.
     """
     L = x.shape[1]
     for l in range(0, L, SPAN):
@@ -133,15 +138,14 @@ def load_lanes(at, l, like):
 def statistics(x, parts, partial, sums, mean, var):
     """Compute each channel's mean and variance.
 
-    Of scratch memory, zeros: partial sums (parts, 2, L) and sums (2, C).
+    Of scratch memory, zeros: partial sums (parts, 2, C) and sums (2, C).
     """
     rows, L = x.shape
     C = mean.size
     origin = lanes(L, x[0, :C])
     for part in prange(parts):
         start, stop = bounds(rows, parts, part)
-        total, squares = partial[part, 0], partial[part, 1]
-        s, q = uninitialised(L), uninitialised(L)
+        s, q, total, squares = room_for_sums(L)
         for first in range(start, stop, BLOCK):
             last = min(first + BLOCK, stop)
             sum_differences(x, first, last, s, q)
@@ -150,6 +154,7 @@ def statistics(x, parts, partial, sums, mean, var):
                 n_shift = (last - first) * shift
                 total[l] += s[l] + n_shift
                 squares[l] += q[l] + shift * (2 * s[l] + n_shift)
+        add_lanes(total, squares, partial[part])
     add_parts(partial, sums)
     count = rows * (L // C)
     for c in range(C):
@@ -164,13 +169,12 @@ def statistics(x, parts, partial, sums, mean, var):
 def normalise(x, residual, mean, var, weight, bias, eps, relu, parts, y):
     """y = (x - mean) / sqrt(var + eps) * weight + bias + residual, and relu of it if wanted."""
     rows, L = x.shape
-    m, scale, shift = coefficients(L, mean, var, weight, bias, eps)
+    at = coefficients(L, mean, var, weight, bias, eps)
     least = numpy.float32(0 if relu else -numpy.inf)
     for part in prange(parts):
         start, stop = bounds(rows, parts, part)
         for first in range(start, stop, BLOCK):
-            last = min(first + BLOCK, stop)
-            normalise_block(x, residual, (m, scale, shift), least, first, last, y)
+            normalise_block(x, residual, at, least, first, min(first + BLOCK, stop), y)
 
 
 @njit
@@ -200,40 +204,44 @@ def coefficients(L, mean, var, weight, bias, eps):
 def gradient_sums(g, y, x, mean, var, weight, bias, eps, relu, parts, masked, partial, sums):
     """Sum g and g * (x - mean) over each channel, where the ReLU let x pass.
 
-    After a residual y has the mask, and the residual wants masked g; both are empty else.
-    `partial` (parts, 2, L) and `sums` (2, C) are zeros before.
+    After a residual and ReLU y has the mask, and the residual wants masked g; else both are empty.
+    `partial` (parts, 2, C) and `sums` (2, C) are zeros before.
     """
     rows, L = x.shape
-    m, scale, shift = coefficients(L, mean, var, weight, bias, eps)
+    at = coefficients(L, mean, var, weight, bias, eps)
     for part in prange(parts):
         start, stop = bounds(rows, parts, part)
-        s, q = uninitialised(L), uninitialised(L)
+        s, q, total, products = room_for_sums(L)
         for first in range(start, stop, BLOCK):
-            last, at = min(first + BLOCK, stop), (m, scale, shift)
+            last = min(first + BLOCK, stop)
             sum_gradients(g, y, x, at, relu, first, last, masked, s, q)
             for l in range(L):
-                partial[part, 0, l] += s[l]
-                partial[part, 1, l] += q[l]
+                total[l] += s[l]
+                products[l] += q[l]
+        add_lanes(total, products, partial[part])
     add_parts(partial, sums)
 
 
 @njit
-def uninitialised(L):
-    """Make room for a row; in a kernel, a call of NumPy's may become a parallel loop."""
-    return numpy.empty(L, numpy.float32)
+def room_for_sums(L):
+    """Make room for two sums of a block and two of a part, which are zeros, in each lane."""
+    block = numpy.empty((2, L), numpy.float32)
+    return block[0], block[1], numpy.zeros(L), numpy.zeros(L)
+
+
+@njit
+def add_lanes(total, products, sums):
+    """Add the sums of all lanes up to those of the channels, sums (2, C), which are zeros."""
+    for l in range(len(total)):
+        sums[0, l % sums.shape[1]] += total[l]
+        sums[1, l % sums.shape[1]] += products[l]
 
 
 @njit
 def add_parts(partial, sums):
-    """Add partial sums (parts, 2, L) up to sums (2, C), in an order that is always the same."""
-    parts, kinds, L = partial.shape
-    for kind in range(kinds):
-        total = partial[0, kind]
-        for part in range(1, parts):
-            for l in range(L):
-                total[l] += partial[part, kind, l]
-        for l in range(L):
-            sums[kind, l % sums.shape[1]] += total[l]
+    """Add partial sums (parts, 2, C) up to sums (2, C), in an order that is always the same."""
+    for part in partial:
+        sums += part
 
 
 @kernel(
@@ -247,12 +255,12 @@ def input_gradient(g, x, mean, var, weight, bias, eps, relu, means, parts, dx):
     mean and var are constants.
     """
     rows, L = x.shape
-    m, scale, shift = coefficients(L, mean, var, weight, bias, eps)
+    at = coefficients(L, mean, var, weight, bias, eps)
     mean_g, slope = lanes(L, means[0]), lanes(L, means[1])
     for part in prange(parts):
         start, stop = bounds(rows, parts, part)
         for first in range(start, stop, BLOCK):
-            last, at = min(first + BLOCK, stop), (m, scale, shift)
+            last = min(first + BLOCK, stop)
             input_gradient_block(g, x, at, mean_g, slope, relu, first, last, dx)
 
 
@@ -261,10 +269,11 @@ def batch_norm(
     mean: Array = None, var: Array = None, eps: float, relu: bool = False,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """Normalise x (N, C, H, W) per channel, add `residual`, apply relu: (y, mean, var)."""
-    rows, y, parts = rows_of(x), empty_like(x), _parts(x)
+    rows, y = rows_of(x), empty_like(x)
+    parts = number_of_parts(rows.size, len(rows))
     if mean is None:
         mean, var = numpy.empty(weight.size), numpy.empty(weight.size)
-        statistics(rows, parts, *_scratch(rows, parts, x.shape[1]), mean, var)
+        statistics(rows, parts, *_scratch(parts, weight.size), mean, var)
     added = rows[:0] if residual is None else rows_of(residual)
     at = _per_channel(weight, bias, mean, var)
     normalise(rows, added, *at, eps, relu, parts, rows_of(y))
@@ -276,9 +285,10 @@ def batch_norm_grad(
     eps: float, training: bool, residual: bool = False,
 ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
     """Give batch_norm's gradients: dx, dweight, dbias and, if it had one, the residual's."""
-    g_rows, x_rows, dx, parts = rows_of(g), rows_of(x), empty_like(x), _parts(x)
+    g_rows, x_rows, dx = rows_of(g), rows_of(x), empty_like(x)
     at, relu, masked = _per_channel(weight, bias, mean, var), y is not None, g
-    partial, sums = _scratch(x_rows, parts, weight.size)
+    parts = number_of_parts(x.size, len(x_rows))
+    partial, sums = _scratch(parts, weight.size)
     y_rows = masked_rows = x_rows[:0]
     if relu and residual:
         masked = empty_like(g)
@@ -293,12 +303,8 @@ def batch_norm_grad(
     return dx, dweight.astype(x.dtype), sums[0].astype(x.dtype), masked if residual else None
 
 
-def _parts(x: Array) -> int:
-    return number_of_parts(x.size, len(rows_of(x)))
-
-
-def _scratch(rows: Array, parts: int, channels: int) -> tuple[Array, Array]:
-    return numpy.zeros((parts, 2, rows.shape[1])), numpy.zeros((2, channels))
+def _scratch(parts: int, channels: int) -> tuple[Array, Array]:
+    return numpy.zeros((parts, 2, channels)), numpy.zeros((2, channels))
 
 
 def _per_channel(weight: Array, bias: Array, mean: Array, var: Array) -> list[Array]:

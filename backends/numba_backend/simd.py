@@ -14,8 +14,8 @@ elements, from anywhere, and is not checked.
 
 A *line* is a tuple of vectors that stand at equal steps in memory, such as the pixels of a column.
 
-A *tile* is a tuple of rows x columns vectors, as a rule ROWS and WIDTH floats across, that lives in
-registers. A matrix product is a loop around one step, `add_outer_product`:
+A *tile* is rows x columns vectors that live in registers, as a rule ROWS of WIDTH floats or, where
+registers allow, of BROAD. A matrix product is a loop around one step, `add_outer_product`:
 
                      WIDTH
               +-----------------+

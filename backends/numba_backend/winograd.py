@@ -156,7 +156,7 @@ def transform_filters(w, places, C, O, vector, patch, u):
     for c in range(C):
         at = o // width * width * C + c * width + o % width
         corner = first + c * c_step + o * o_step
-        transform_filter(w, corner, o_step, tap, patch, u, at, C * O)
+        transform_filter(w, corner, o_step, tap, patch, u, at, C * O + PLANE)
 
 
 @njit(forceinline=True)  # as a call, it would read the zeros from memory
@@ -180,7 +180,7 @@ def convolve(x, w, u, y, bias, plus, least, space, shape, places, block):
     first. y begins at a cache line, for it may be streamed.
     """
     C, O, tiles = shape[3], shape[6], count_tiles(shape)[0]
-    v_plane, m_plane = block * C + PLANE, block * O + PLANE
+    u_plane, v_plane, m_plane = C * O + PLANE, block * C + PLANE, block * O + PLANE
     share = PATCH + F * (v_plane + m_plane)
     for vector in prange(O // LANES):
         transform_filters(w, places, C, O, intp(vector), space[get_thread_id() * share :], u)
@@ -196,8 +196,8 @@ def convolve(x, w, u, y, bias, plus, least, space, shape, places, block):
             if not streams(y):
                 fetch(y, first, count, tiles, f, 1)
             fetch(plus, first, count, tiles, f, 0)
-            product = v, f * v_plane, count, C, u, f * O * C, O, m, f * m_plane
-            if O % BROAD:
+            product = v, f * v_plane, count, C, u, f * u_plane, O, m, f * m_plane
+            if tile_width(O) == WIDTH:
                 multiply(zero_tile(ROWS, WIDTH), *product)
             else:
                 multiply(zero_tile(ROWS, BROAD), *product)
@@ -207,7 +207,7 @@ def convolve(x, w, u, y, bias, plus, least, space, shape, places, block):
 
 @njit
 def add_transposed_product(like, v, vi, tiles, C, d, di, O, u, ui, c_start, c_end):
-    """u (C, O) += v (tiles, C)^T @ d (tiles, O), in the rows from c_start to c_end, by tiles."""
+    """u (C, O) += v (tiles, C)^T @ d (tiles, O), rows c_start to c_end, by tiles."""
     for c in range(c_start, c_end, ROWS):
         for o in range(0, O, width_of(like)):
             at = ui + c * O + o
@@ -218,10 +218,10 @@ def add_transposed_product(like, v, vi, tiles, C, d, di, O, u, ui, c_start, c_en
 @njit
 def transform_filter_gradients(u, parts, C, O, vector, patch, dw):
     """Transform the sum of the parts of u [parts][36][C][O] to a vector of filters of dw."""
-    o = vector * LANES
+    o, plane = vector * LANES, C * O + PLANE
     for c in range(C):
         transform_filter_gradient(
-            u, c * O + o, C * O, F * C * O, parts, patch, dw, (o * C + c) * 9, 9 * C
+            u, c * O + o, plane, F * plane, parts, patch, dw, (o * C + c) * 9, 9 * C
         )
 
 
@@ -232,13 +232,13 @@ def transform_filter_gradients(u, parts, C, O, vector, patch, dw):
 def correlate(x, g, u, dw, space, shape, block, parts):
     """dw (O, C, 3, 3) = x correlated with g; u [parts][36][C][O] has the sums of each part."""
     C, O, tiles = shape[3], shape[6], count_tiles(shape)[0]
-    v_plane, d_plane = block * C + PLANE, block * O + PLANE
+    u_plane, v_plane, d_plane = C * O + PLANE, block * C + PLANE, block * O + PLANE
     share = PATCH + F * (v_plane + d_plane)
     for p in prange(parts):
         part, patch = intp(p), space[get_thread_id() * share :]
         v = patch[PATCH:]
         d = v[F * v_plane :]
-        clear(u, part * F * C * O, F * C * O)
+        clear(u, part * F * u_plane, F * u_plane)
         end = tiles * (part + 1) // parts
         for first in range(tiles * part // parts, end, block):
             count = min(block, end - first)
@@ -247,9 +247,9 @@ def correlate(x, g, u, dw, space, shape, block, parts):
             for f in range(F):
                 fetch(x, first + block, block, tiles, f, 0)
                 fetch(g, first + block, block, tiles, f, 0)
-                mine = (part * F + f) * C * O
+                mine = (part * F + f) * u_plane
                 product = v, f * v_plane, count, C, d, f * d_plane, O, u, mine, 0, C
-                if O % BROAD:
+                if tile_width(O) == WIDTH:
                     add_transposed_product(zero_tile(ROWS, WIDTH), *product)
                 else:
                     add_transposed_product(zero_tile(ROWS, BROAD), *product)
@@ -265,7 +265,7 @@ def correlate(x, g, u, dw, space, shape, block, parts):
 def correlate_at_once(x, g, u, dw, space, v, d, shape, block):
     """Do the same with all tiles in memory, for filters that are larger than the images."""
     C, O, tiles = shape[3], shape[6], count_tiles(shape)[0]
-    v_plane, d_plane = tiles * C + PLANE, tiles * O + PLANE
+    u_plane, v_plane, d_plane = C * O + PLANE, tiles * C + PLANE, tiles * O + PLANE
     for b in prange((tiles + block - 1) // block):
         patch = space[get_thread_id() * PATCH :]
         first = intp(b) * block
@@ -276,10 +276,10 @@ def correlate_at_once(x, g, u, dw, space, v, d, shape, block):
     for i in prange(F * bands):
         f, band = divmod(intp(i), bands)
         start = band * WIDTH
-        clear(u, (f * C + start) * O, WIDTH * O)
-        place = f * C * O
-        product = v, f * v_plane, tiles, C, d, f * d_plane, O, u, place, start, start + WIDTH
-        if O % BROAD:
+        clear(u, f * u_plane + start * O, WIDTH * O)
+        place, stop = f * u_plane, start + WIDTH
+        product = v, f * v_plane, tiles, C, d, f * d_plane, O, u, place, start, stop
+        if tile_width(O) == WIDTH:
             add_transposed_product(zero_tile(ROWS, WIDTH), *product)
         else:
             add_transposed_product(zero_tile(ROWS, BROAD), *product)
@@ -319,7 +319,7 @@ def _convolve(
     corner: tuple[int, int], bias: Array = None, plus: Array = None, relu: bool = False,
 ) -> Array:  # fmt: skip
     N, C, H, W = x.shape
-    u, y = aligned(F * C * O), aligned(N * out[0] * out[1] * O)
+    u, y = aligned(F * (C * O + PLANE)), aligned(N * out[0] * out[1] * O)
     bias = numpy.zeros(O, y.dtype) if bias is None else flat(bias)
     added = bias, y[:0] if plus is None else flat(plus)
     block, shape = tiles_per_block(C, O, tiles_of(N, *out)), (N, H, W, C, *out, O, *corner)
@@ -334,7 +334,7 @@ def conv2d_weight_grad(g: Array, x: Array, *, w_shape: Shape, padding: Padding, 
     shape = (N, H, W, C, H_out, W_out, O, padding[0][0], padding[1][0])
     tiles, parts = tiles_of(N, H_out, W_out), parts_of_batch(C, O)
     dw = numpy.empty(w_shape, numpy.float32)
-    arrays = flat(x), flat(g), aligned(parts * F * C * O), dw.reshape(-1)
+    arrays = flat(x), flat(g), aligned(parts * F * (C * O + PLANE)), dw.reshape(-1)
     if parts * C * O >= tiles * (C + O):
         v, d = aligned(F * (tiles * C + PLANE)), aligned(F * (tiles * O + PLANE))
         correlate_at_once(*arrays, scratch(PATCH), v, d, shape, ROWS)

@@ -87,9 +87,10 @@ def normalise(N, C, H, W):
 
 for module in arrays, direct, winograd:
     module.aligned = guarded
+GROUPS = (16, 32, 1), (48, 16, 1), (16, 64, 1), (3, 7, 1), (20, 33, 1), (32, 32, 2), (32, 32, 32)
 SIZES = (1, 1, 1, 1), (2, 5, 7, 1), (1, 3, 3, 0), (1, 2, 70, 3), (5, 14, 9, 1)
 for at_the_end in True, False:
-    for C, O, groups in (16, 32, 1), (48, 16, 1), (3, 7, 1), (20, 33, 1), (32, 32, 2), (32, 32, 32):
+    for C, O, groups in GROUPS:
         for N, H, W, padding in SIZES:
             convolve(N, C, O, H, W, (3, 3), 1, padding, 1, groups)
         convolve(2, C, O, 9, 23, (3, 3), 2, 1, 1, groups)

@@ -126,7 +126,7 @@ def _caches():
 # ---- against the reference in float64 ----
 
 
-@given(conv2d_cases(dtype="float32", channels=st.sampled_from([1, 3, 16, 17, 32])))
+@given(conv2d_cases(dtype="float32", channels=st.sampled_from([1, 3, 16, 17, 32, 33, 64])))
 def test_direct_convolution_of_any_geometry(case):
     x, w, settings = case
     at = conv2d_settings(x.shape, w.shape, **settings)
@@ -137,7 +137,7 @@ def test_direct_convolution_of_any_geometry(case):
 
 
 @given(
-    conv2d_cases(dtype="float32", channels=st.sampled_from([1, 3, 17]), groups=st.just(1)),
+    conv2d_cases(dtype="float32", channels=st.sampled_from([1, 3, 17, 33]), groups=st.just(1)),
     st.integers(1, 3000),
 )
 def test_the_blocks_of_a_weight_gradient(case, block):
@@ -154,7 +154,7 @@ def test_the_blocks_of_a_weight_gradient(case, block):
 
 
 @given(
-    st.integers(1, 5), st.sampled_from([1, 3, 16, 40]), st.sampled_from([1, 16, 33]),
+    st.integers(1, 5), st.sampled_from([1, 3, 16, 40, 64]), st.sampled_from([1, 16, 33, 64]),
     st.integers(1, 12), st.integers(1, 12),
 )  # fmt: skip
 def test_pixelwise_convolution_of_any_size(N, C, O, H, W):
@@ -187,10 +187,11 @@ def test_winograd_of_any_size_and_padding(N, C, O, H, W, rows, columns, seed):
 
 
 @pytest.mark.parametrize(("module", "stride"), [(winograd, 1), (direct, 1), (direct, 2)])
-def test_what_is_streamed_is_what_is_stored(module, stride):
+@pytest.mark.parametrize(("C", "side"), [(16, 90), (32, 64)])
+def test_what_is_streamed_is_what_is_stored(module, stride, C, side):
     rng = np.random.default_rng(0)
-    x, plus = (images(rng, 9, 16, 90 * stride, 90 * stride) for _ in range(2))
-    g, w = images(rng, 9, 16, 90, 90), rng.standard_normal((16, 16, 3, 3)).astype(np.float32)
+    x, plus = (images(rng, 9, C, side * stride, side * stride) for _ in range(2))
+    g, w = images(rng, 9, C, side, side), rng.standard_normal((C, C, 3, 3)).astype(np.float32)
     at = ONE | dict(stride=(stride, stride))
 
     def both(one):
@@ -350,8 +351,10 @@ NARROWER = pytest.mark.skipif(
 @pytest.mark.slow
 @pytest.mark.parametrize("cpu", ["haswell", "nehalem"])
 def test_the_code_for_narrower_vectors(cpu):
-    """AVX2's 8 floats and SSE's 4, by the tests of the vocabulary and of any geometry."""
-    tests = [Path(__file__).with_name("test_numba_simd.py"), __file__, "-k", "simd or any_"]
+    """AVX2's 8 floats and SSE's 4, by the tests of the vocabulary, any geometry and batch norm."""
+    here = Path(__file__)
+    files = here, here.with_name("test_numba_simd.py"), here.parents[1] / "test_memory_passes.py"
+    tests = [*files, "-k", "simd or any_ or batch_norm"]
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests],
         env={

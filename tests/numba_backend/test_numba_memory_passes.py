@@ -35,7 +35,6 @@ POOL = dict(stride=(1, 1), padding=((0, 0), (0, 0)))
         ("reference", "add", (X, (1, 16, 1, 1)), dict(out=X)),
         ("reference", "add", (X, (16, 1, 1)), {}),
         ("reference", "add", ((2, 3), (2, 3)), {}),
-        ("compiled", "add", (X, (1, 16, 1, 1)), {}),
         ("compiled", "relu", (X,), {}),
         ("reference", "relu", ((2, 3),), {}),
         ("compiled", "relu_grad", (X, X), {}),
@@ -57,9 +56,9 @@ def test_the_table_of_paths(path, kernel, shapes, settings):
 
 @pytest.mark.parametrize(
     ("kernel", "others"),
-    [("batch_norm", [(16,)] * 2), ("batch_norm_grad", [X, (16,), (16,)])],
+    [("batch_norm", [(16,)] * 2), ("batch_norm_grad", [X, (16,), (16,)]), ("add", [(1, 16, 1, 1)])],
 )
-def test_batch_norm_is_simd_for_whole_rows_in_float32(kernel, others):
+def test_what_has_values_for_channels_is_simd_for_whole_rows_in_float32(kernel, others):
     assert paths(kernel, X, *others) == "simd"
     assert paths(kernel, X, *others, dtype="float64") == "reference"
     odd = (3, 16, 5, 5)  # of 4 pixels each

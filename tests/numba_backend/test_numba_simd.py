@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from numba import njit
 
-from tinygrad_cnn.backends.numba_backend import host
+from tinygrad_cnn.backends.numba_backend import host, norm
 from tinygrad_cnn.backends.numba_backend.arrays import aligned
 from tinygrad_cnn.backends.numba_backend.host import BROAD, LANES, ROWS, WIDTH
 from tinygrad_cnn.backends.numba_backend.simd import (
     add_lines,
     add_product,
     add_stored,
+    at_least,
     clear,
     copy,
     fence,
@@ -27,6 +28,7 @@ from tinygrad_cnn.backends.numba_backend.simd import (
     maximum,
     prefetch,
     scatter,
+    select_greater,
     splat,
     store,
     store_rows,
@@ -195,10 +197,37 @@ def test_a_tile_is_a_matrix_product(depth, transposed, accumulate, width):
     assert (out[-1] == 7).all()  # the row that was not to be written
 
 
+@njit
+def tiles(a, b, out):
+    zero = zero_tile(2, BROAD)
+    x, y = load_tile(a, 0, BROAD, zero), load_tile(b, 0, BROAD, zero)
+    n = 2 * BROAD
+    store_rows(out, 0, BROAD, x + y, 2)
+    store_rows(out, n, BROAD, x - y, 2)
+    store_rows(out, 2 * n, BROAD, x * y, 2)
+    store_rows(out, 3 * n, BROAD, fma(x, y, x), 2)
+    store_rows(out, 4 * n, BROAD, select_greater(x, y, x, zero), 2)
+    store_rows(out, 5 * n, BROAD, at_least(x, np.float32(0.5)), 2)
+    stream_rows(out, 6 * n, BROAD, x, 1)
+    fence()
+
+
+def test_words_do_to_a_tile_what_they_do_to_its_vectors():
+    a, b, out = values(2 * BROAD), values(2 * BROAD), aligned(7 * 2 * BROAD)
+    a[3], b[5], out[:] = np.nan, np.nan, 7
+    tiles(a, b, out)
+    x, y = np.float64(a), np.float64(b)
+    expected = [a + b, a - b, a * b, x * y + x, np.where(a > b, a, 0), np.maximum(a, 0.5), a]
+    expected = np.stack([np.float32(e) for e in expected])
+    expected[6, BROAD:] = 7  # one row was to be written
+    np.testing.assert_array_equal(out.reshape(7, -1), expected)
+
+
 def test_a_tile_leaves_registers_free():
     assert 8 <= ROWS * WIDTH // LANES <= ROWS * BROAD // LANES <= host.REGISTERS // 2
     assert LANES % ROWS == 0
     assert WIDTH % LANES == 0
+    assert norm.row_length(1) % norm.SPAN == 0
 
 
 @pytest.mark.parametrize("channels", [WIDTH, 2 * WIDTH, 3 * WIDTH, 4 * WIDTH])
