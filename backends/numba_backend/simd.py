@@ -37,13 +37,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import (
-    intrinsic,
-    lower_builtin,
-    models,
-    register_jitable,
-    register_model,
-)  # fmt: skip
+from numba.extending import intrinsic, lower_builtin, models, register_jitable, register_model
 
 from .arrays import CACHE_LINE
 from .host import BROAD, LANES, WIDTH

@@ -170,7 +170,8 @@ class Module:
         return lambda: hooks.pop(key, None)
 
     def _hooks(self, kind: str) -> list[Callable[..., Any]]:
-        return list(vars(self).get(kind, {}).values())
+        hooks = vars(self).get(kind)
+        return [*hooks.values()] if hooks else []
 
     def extra_repr(self) -> str:
         """Name the settings shown in the repr."""
