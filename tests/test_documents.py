@@ -90,7 +90,7 @@ def measured():
     """Give (network, ours in ms, the best of PyTorch / ours) of each fresh row of steps."""
     text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     found = re.findall(
-        r"^\| (\w+) \| 128 \| fresh \| (\d+) .*?\*\*([\d.]+)\*\*", text, re.MULTILINE
+        r"^\| (\w+) \| 128 \| fresh \| ([\d.]+) .*?\*\*([\d.]+)\*\*", text, re.MULTILINE
     )
     return {(network, ours, best) for network, ours, best in found}
 
@@ -126,13 +126,17 @@ def test_the_inference_of_the_readme_is_that_measured():
 
 
 def test_single_images_are_as_slow_as_the_readme_says():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "image by image these two are nearly twice and four times as fast" in text
     table = rows("benchmarks/README.md", "| network | batch | ours, ms | eager, ms")
-    for row in (row for row in table if row[1] == "1"):
-        compiled, onnx = (1 / float(re.search(r"\(([\d.]+)x\)", row[n])[1]) for n in (5, 6))
-        assert 1.6 < compiled < 2
-        assert round(onnx) == 4
+    (eager, compiled, onnx) = (
+        [float(re.search(r"\(([\d.]+)x\)", row[n])[1]) for row in table if row[1] == "1"]
+        for n in (3, 5, 6)
+    )
+    said = (
+        f"image by image it is {eager[0]:.1f} and {eager[1]:.1f} times as fast as PyTorch's, while "
+        f"torch.compile is up to {1 / min(compiled):.1f} and ONNX Runtime up to "
+        f"{1 / min(onnx):.1f} times as fast as ours."
+    )
+    assert said in (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")
 
 
 def test_the_degradation_of_the_readme_is_that_measured():
