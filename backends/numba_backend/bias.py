@@ -16,11 +16,6 @@ from .parts import number_of_parts
 PASSES = NumbaBackend()
 
 
-def add(x: Array, b: Array) -> Array:
-    """x (N, C, H, W) + b (1, C, 1, 1)."""
-    return finished(x, b)
-
-
 def finished(x: Array, bias: Array = None, residual: Array = None, *, relu: bool = False) -> Array:
     """Add bias, a value for each channel of x (N, C, H, W), and residual if given; apply relu."""
     if x.size % row_length(x.shape[1]) or (bias is None and residual is None and not relu):
@@ -31,3 +26,6 @@ def finished(x: Array, bias: Array = None, residual: Array = None, *, relu: bool
     at = numpy.zeros(C), numpy.ones(C), numpy.ones(C, x.dtype), b
     normalise(rows, added, *at, 0.0, relu, number_of_parts(x.size, len(rows)), rows_of(y))
     return y
+
+
+add = finished  # of x (N, C, H, W) and b (1, C, 1, 1): a bias alone

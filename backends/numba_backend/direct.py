@@ -42,7 +42,7 @@ from ..geometry import Padding, Pair, Shape, output_size
 from .arrays import aligned, flat, scratch
 from .bias import finished
 from .compiler import kernel
-from .host import BROAD, HALF, ROWS, WIDTH
+from .host import BROAD, HALF, ROWS, TALL, WIDTH
 from .pointwise import add
 from .simd import (
     add_product,
@@ -53,6 +53,7 @@ from .simd import (
     fence,
     load_tile,
     prefetch,
+    rows_of,
     store_rows,
     stream_rows,
     streams,
@@ -213,7 +214,7 @@ def add_block(whole, half, u, ui, g, gi, a, ai, shape, runs, lines, across):
     count, rows, columns, O = shape
     for k in range(len(runs)):
         start, length = ai + runs[k, 0] * lines[2] + runs[k, 1], runs[k, 2]
-        for i in range(0, length, ROWS):
+        for i in range(0, length, rows_of(whole)):
             for o in range(0, O, width_of(whole)):
                 to, panel, ahead = ui + o, gi + o * count * rows * columns, length - i
                 if ahead > HALF:
@@ -224,7 +225,7 @@ def add_block(whole, half, u, ui, g, gi, a, ai, shape, runs, lines, across):
                     tile = load_tile(u, to, O, half)
                     tile = add_rows(tile, a, start + i, g, panel, shape, lines, across)
                     store_rows(u, to, O, tile, ahead)
-            ui += min(ROWS, length - i) * O
+            ui += min(rows_of(whole), length - i) * O
 
 
 @kernel(
@@ -235,7 +236,7 @@ def correlate(x, g, u, space, share, runs, x_shape, g_shape, window, parts, bloc
     """u [parts][floats of all runs][O] = their products with g, summed over a part's pixels.
 
     A block is whole images, or some rows of g of one image: what stays in the cache, x with its
-    padding and g in panels. u ends with ROWS rows more: a tile is read in whole, though only its
+    padding and g in panels. u ends with TALL rows more: a tile is read in whole, though only its
     run's rows are written.
     """
     N, H, W, C = x_shape
@@ -244,7 +245,7 @@ def correlate(x, g, u, space, share, runs, x_shape, g_shape, window, parts, bloc
     together, band = block
     copied = (columns - 1) * sw + width
     lines = ((band - 1) * sh + height) * copied * C, sh * copied * C, copied * C
-    size, room = (len(u) - ROWS * O) // parts, together * band * columns * O
+    size, room = (len(u) - TALL * O) // parts, together * band * columns * O
     for p in prange(parts):
         a, part = space[get_thread_id() * share :], intp(p)
         clear(u, part * size, size)
@@ -264,7 +265,7 @@ def correlate(x, g, u, space, share, runs, x_shape, g_shape, window, parts, bloc
                     panelled, start = a, 0
                 block = u, part * size, panelled, start, a, room, shape, runs, lines, sw * C
                 if tile_width(O) == WIDTH:
-                    add_block(zero_tile(ROWS, WIDTH), zero_tile(HALF, WIDTH), *block)
+                    add_block(zero_tile(TALL, WIDTH), zero_tile(HALF, WIDTH), *block)
                 else:
                     add_block(zero_tile(ROWS, BROAD), zero_tile(HALF, BROAD), *block)
 
@@ -361,7 +362,7 @@ def conv2d_weight_grad(
     g, depth = _widened(g), C * len(taps)
     parts = parts_of_batch(depth, O)
     block, share = block_of(g.shape, C, stride, size)
-    u = aligned((parts * depth + ROWS) * g.shape[3])
+    u = aligned((parts * depth + TALL) * g.shape[3])
     correlate(
         flat(x), g.reshape(-1), u, scratch(share), share, run_list(taps, C), (N, H, W, C),
         g.shape[1:], (*stride, *corner, *size), parts, block,
@@ -379,7 +380,7 @@ def block_of(g: Shape, C: int, stride: Pair, window: Pair) -> tuple[Pair, int]:
     band = min(rows, max(1, BLOCK // (columns * O + stride[0] * line)))
     of_x = images * ((band - 1) * stride[0] + window[0]) * line
     # a tile's rows may reach beyond a run; shares begin at cache lines
-    return (images, band), wide(images * band * columns * O + of_x + ROWS)
+    return (images, band), wide(images * band * columns * O + of_x + TALL)
 
 
 def parts_of_batch(depth: int, O: int) -> int:

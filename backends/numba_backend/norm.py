@@ -180,10 +180,9 @@ def normalise(x, residual, mean, var, weight, bias, eps, relu, parts, y):
 @njit
 def lanes(L, per_channel):
     """Repeat a value of each channel for all its lanes, in float32."""
-    C = len(per_channel)
     values = numpy.empty(L, numpy.float32)
     for l in range(L):
-        values[l] = per_channel[l % C]
+        values[l] = per_channel[l % len(per_channel)]
     return values
 
 
@@ -269,11 +268,11 @@ def batch_norm(
     mean: Array = None, var: Array = None, eps: float, relu: bool = False,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """Normalise x (N, C, H, W) per channel, add `residual`, apply relu: (y, mean, var)."""
-    rows, y = rows_of(x), empty_like(x)
+    C, rows, y = x.shape[1], rows_of(x), empty_like(x)
     parts = number_of_parts(rows.size, len(rows))
     if mean is None:
-        mean, var = numpy.empty(weight.size), numpy.empty(weight.size)
-        statistics(rows, parts, *_scratch(parts, weight.size), mean, var)
+        mean, var, sums = numpy.empty(C), numpy.empty(C), numpy.zeros((2, C))
+        statistics(rows, parts, numpy.zeros((parts, 2, C)), sums, mean, var)
     added = rows[:0] if residual is None else rows_of(residual)
     at = _per_channel(weight, bias, mean, var)
     normalise(rows, added, *at, eps, relu, parts, rows_of(y))
@@ -288,7 +287,7 @@ def batch_norm_grad(
     g_rows, x_rows, dx = rows_of(g), rows_of(x), empty_like(x)
     at, relu, masked = _per_channel(weight, bias, mean, var), y is not None, g
     parts = number_of_parts(x.size, len(x_rows))
-    partial, sums = _scratch(parts, weight.size)
+    partial, sums = numpy.zeros((parts, 2, weight.size)), numpy.zeros((2, weight.size))
     y_rows = masked_rows = x_rows[:0]
     if relu and residual:
         masked = empty_like(g)
@@ -301,10 +300,6 @@ def batch_norm_grad(
     input_gradient(g_rows, x_rows, *at, eps, relu, means, parts, rows_of(dx))
     dweight = sums[1] / numpy.sqrt(at[1] + eps)
     return dx, dweight.astype(x.dtype), sums[0].astype(x.dtype), masked if residual else None
-
-
-def _scratch(parts: int, channels: int) -> tuple[Array, Array]:
-    return numpy.zeros((parts, 2, channels)), numpy.zeros((2, channels))
 
 
 def _per_channel(weight: Array, bias: Array, mean: Array, var: Array) -> list[Array]:

@@ -484,6 +484,12 @@ def width_of(typing, tile):
 
 
 @intrinsic
+def rows_of(typing, tile):
+    """Count the rows of a tile."""
+    return types.intp(tile), lambda context, builder, sig, args: INDEX(tile.rows)
+
+
+@intrinsic
 def load_tile(typing, a, i, step, like):
     """Read a tile as large as another, row r from a[i + r * step :]."""
 

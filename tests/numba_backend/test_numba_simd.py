@@ -225,6 +225,7 @@ def test_words_do_to_a_tile_what_they_do_to_its_vectors():
 
 def test_a_tile_leaves_registers_free():
     assert 8 <= ROWS * WIDTH // LANES <= ROWS * BROAD // LANES <= host.REGISTERS // 2
+    assert ROWS <= host.TALL < host.REGISTERS * LANES // WIDTH
     assert LANES % ROWS == 0
     assert WIDTH % LANES == 0
     assert norm.row_length(1) % norm.SPAN == 0
