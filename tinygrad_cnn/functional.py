@@ -118,7 +118,7 @@ _known_settings = lru_cache(typed=True)(geometry.conv2d_settings)
 
 
 def _conv2d_settings(x: geometry.Shape, w: geometry.Shape, **settings: Any) -> dict[str, Any]:
-    try:  # checking anew takes a tenth of the time in which one image goes through a network
+    try:  # of one image a layer is done so soon that checking anew would count
         return _known_settings(x, w, **settings)
     except TypeError:  # a setting is wrong, or a list, which can't be remembered
         return geometry.conv2d_settings(x, w, **settings)

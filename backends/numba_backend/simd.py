@@ -9,7 +9,7 @@ a vector is a value like any other, and each word of the vocabulary is an instru
             store(y, i, splat(factor) * load(x, i))
 
 A word is an *intrinsic*: Numba calls it with the types of its arguments and gets back a signature
-and a function that emits LLVM instructions. Arrays are flat and contiguous; an index counts
+and a function that emits LLVM instructions. Arrays are contiguous, of any shape; an index counts
 elements, from anywhere, and is not checked.
 
 A *line* is a tuple of vectors that stand at equal steps in memory, such as the pixels of a column.
@@ -522,8 +522,7 @@ def add_outer_product(typing, tile, a, i, step, b, j):
 
     def emit(context, builder, sig, args):
         sums, a, i, step, b, j = args
-        rows = len(tile) // tile.columns
-        column = _steps(builder, _address(context, builder, sig.args[1], a, i), step, rows)
+        column = _steps(builder, _address(context, builder, sig.args[1], a, i), step, tile.rows)
         start = _address(context, builder, sig.args[4], b, j)
         row = [_load(builder, at) for at in _steps(builder, start, INDEX(LANES), tile.columns)]
         factors = [_splat(builder, builder.load(place)) for place in column]
