@@ -327,10 +327,12 @@ class Backend:
     def batch_norm_grad(
         self, g: Array, x: Array, weight: Array, bias: Array, *, mean: Array, var: Array,
         y: Array = None, eps: float, training: bool, residual: bool = False,
+        overwrite_g: bool = False,
     ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
         """Give batch_norm's gradients: dx, dweight, dbias and, if it had one, the residual's.
 
         y is its output if relu was applied. (With x and bias a kernel can do without reading it.)
+        With `overwrite_g` g's memory may be used for a result: it is then warm, and one array less.
         """
         xp, per_channel = self.xp, self._per_channel
         dx = g = g if y is None else self.relu_grad(g, y)

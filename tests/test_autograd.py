@@ -741,7 +741,82 @@ def test_the_walk_changes_no_array_that_it_did_not_make(toy):
     assert (values(x.grad), values(z.grad)) == ([5, 50], [5, 50])
 
 
-@pytest.mark.parametrize(("create_graph", "in_place"), [(False, 3), (True, 0)])
+# What gives g to the parent of `ask` below, and whether g is nobody else's then.
+SPARE = {
+    "an op's result": (lambda g: g * 2.0, True),
+    "what was passed on": (lambda g: g, False),
+    "a view": (lambda g: (g * 2.0).reshape(1, 2), False),
+    "the seed": (None, False),
+}
+
+
+@pytest.mark.parametrize("source", SPARE)
+def test_a_gradient_is_spare_if_the_walk_made_it(toy, source):
+    vjp, expected = SPARE[source]
+    asked = []
+
+    @toy
+    def ask(x):
+        return x.data + 0, (lambda g: asked.append(g.spare) or g,)
+
+    @toy
+    def give(x):
+        return x.data + 0, (vjp,)
+
+    x = leaf([[1.0, 2.0]])
+    y = ask(x * 1.0)
+    y = give(y) if vjp else y
+    for _ in range(2):
+        y.backward(tg.ones(1, 2, dtype="float64"), retain_graph=True)
+    assert asked == [expected] * 2
+    asked.clear()
+    y.backward(tg.ones(1, 2, dtype="float64"), create_graph=True)
+    assert asked == [False]
+
+
+# Two shares of a node that lie in the same memory, made of g and of an op's result.
+SHARES = {
+    "the same": lambda g, h: (h, h),
+    "itself and a view": lambda g, h: (h.reshape(2), h),
+    "g and a view of it": lambda g, h: (g, g.reshape(2)),
+}
+
+
+@pytest.mark.parametrize("shares", SHARES)
+def test_what_two_inputs_share_is_not_spare(toy, shares):
+    asked = []
+
+    @toy
+    def ask(x):
+        return x.data + 0, (lambda g: asked.append(g.spare) or g,)
+
+    @toy
+    def pair(x, y):
+        return x.data + y.data, lambda g, needs: SHARES[shares](g, g * 3.0)
+
+    x = leaf([1.0, 2.0])
+    (pair(ask(x * 1.0), ask(x * 2.0)) * 2.0).sum().backward()
+    assert asked == [False, False]
+
+
+def test_a_gradient_that_was_asked_for_is_not_spare(toy):
+    @toy
+    def greedy(x):
+        def vjp(g):
+            if g.spare:
+                g.data[...] = 0
+            return g * 1.0
+
+        return x.data + 0, (vjp,)
+
+    x = leaf([1.0, 2.0])
+    y = greedy(x * 1.0)
+    z = (y * 3.0).sum()
+    of_y, of_x = tg.grad(z, [y, x])
+    assert (values(of_y), values(of_x)) == ([3, 3], [3, 3])
+
+
+@pytest.mark.parametrize(("create_graph", "in_place"), [(False, 4), (True, 0)])
 def test_later_shares_are_added_in_place_unless_recorded(monkeypatch, create_graph, in_place):
     calls, add = [], tg.Tensor.add_in_place
     monkeypatch.setattr(tg.Tensor, "add_in_place", lambda *a: calls.append(1) or add(*a))

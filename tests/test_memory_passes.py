@@ -175,6 +175,19 @@ def check_batch_norm(fast, draw, training, residual, relu):
         assert_close(here, there, x.dtype)
     assert residual or ours[3] is theirs[3] is None
     assert_layout(ours[0], x)
+    check_overwriting(fast, draw(), x, weight, bias, at)
+
+
+def check_overwriting(fast, g, x, weight, bias, at):
+    """Compare the gradients where g may be written over with those where it may not."""
+    kept, others = g.copy(order="K"), [a for a in (x, weight, bias, at["y"]) if a is not None]
+    expected = fast.batch_norm_grad(g, x, weight, bias, **at)
+    assert np.array_equal(g, kept, equal_nan=True)
+    before = [a.copy() for a in others]
+    received = fast.batch_norm_grad(g, x, weight, bias, overwrite_g=True, **at)
+    for here, there in zip(received, expected, strict=True):
+        np.testing.assert_array_equal(here, there)
+    assert all(np.array_equal(*pair, equal_nan=True) for pair in zip(others, before, strict=True))
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0, 1), (30, 1e-2), (-1e4, 1), (0, 1e-12)])

@@ -59,13 +59,15 @@ class Variable:
     """What this file needs of a tensor.
 
     `version` is a one-element list that counts changes in place; views share it with their base.
+    `spare` says of a gradient in a walk that nobody else needs its array: a vjp may write over it.
     `Tensor` adds operators and three methods: lift(value, op=...) makes a fitting variable of an
     operand, constant(array) wraps an array unrecorded, add_in_place(other) changes the own array.
     """
 
-    __slots__ = ("__weakref__", "node", "version")
+    __slots__ = ("__weakref__", "node", "spare", "version")
     node: Node | None
     version: list[int]
+    spare: bool
     shape: tuple[int, ...]
     data: Any
 
@@ -117,8 +119,9 @@ def op(
     `(g, needs) -> (dx, dw, ...)` where one kernel gives them all and `needs` tells which are
     wanted. A further parameter called `y` is given the op's own output; one called `plus`, None by
     default, the gradient that its input has from elsewhere, to be added in the same pass (to a new
-    array). `broadcasts` ops have their gradients summed to their inputs' shapes; `view` says that
-    the result may share memory with the input.
+    array). What a vjp gives may be written over, so it keeps none of it. `broadcasts` ops have
+    their gradients summed to their inputs' shapes; `view` says that the result may share memory
+    with the input.
     """
     if fn is None:
         return lambda fn: op(fn, broadcasts=broadcasts, view=view)
@@ -212,10 +215,10 @@ def gradients(
     order = _parents_first(roots, stops=targets or ())
     wanted = {n for n in order if n.leaf} if targets is None else set(targets)
     useful = _leading_to(wanted, order)
-    found, waiting, own = dict[Node, Any](), dict[Node, Any](), set[Node]()
-    with setting(recording, create_graph), setting(op_hooks, ()):
+    found, waiting = dict[Node, Any](), dict[Node, Any]()
+    with setting(recording, create_graph), setting(op_hooks, () if create_graph else (_mark,)):
         for root, seed in zip(roots, seeds, strict=True):
-            _accumulate(waiting, own, root, seed)
+            _accumulate(waiting, root, seed)
         # order matters: with b = a + a, c = b + b, b must have both its gradients before a gets any
         while order:
             node = order.pop()
@@ -223,11 +226,11 @@ def gradients(
                 continue
             g = waiting.pop(node)
             if node in wanted:
-                found[node] = g
+                found[node], g.spare = g, False
             if not any(parent in useful for parent in node.parents):
                 continue  # a leaf, or a target whose own record is not needed, and so not freed
             for parent, dx in _pull(node, g, useful, waiting):
-                _accumulate(waiting, own, parent, dx)
+                _accumulate(waiting, parent, dx)
             if not (retain_graph or create_graph):
                 node.free()
     return found
@@ -267,12 +270,13 @@ def _leading_to(targets: set[Node], order: list[Node]) -> set[Node]:
 
 def _pull(node: Node, g: Any, useful: set[Node], waiting: Waiting) -> Iterator[tuple[Node, Any]]:
     """Yield the parents of a node that need a gradient, each with its share."""
-    needs = [parent in useful for parent in node.parents]
-    shares = _call_vjps(node, g, needs, waiting)
+    shares = _call_vjps(node, g, [parent in useful for parent in node.parents], waiting)
     _check_count(shares, node.parents, node.op)
+    memory = [id(dx.version) for dx in (g, *shares) if dx is not None]  # views have their base's
     for parent, dx in zip(node.parents, shares, strict=True):
         if parent is None or parent not in useful:
             continue
+        dx.spare &= memory.count(id(dx.version)) == 1
         if node.broadcasts:
             dx = unbroadcast(dx, parent.shape)
         if dx.shape != parent.shape:
@@ -304,16 +308,18 @@ def _extras(v: Vjp, y: Any, parent: Node | None, waiting: Waiting) -> dict[str, 
     return extras
 
 
-def _accumulate(waiting: Waiting, own: set[Node], node: Node, g: Any) -> None:
-    """Add to the gradient that waits at a node, in place only in arrays that the walk made."""
-    if node not in waiting:
-        waiting[node] = g
-    elif node in own:
-        waiting[node].add_in_place(g)
+def _accumulate(waiting: Waiting, node: Node, g: Any) -> None:
+    """Add to the gradient that waits at a node, in place where its array is spare."""
+    there = waiting.get(node)
+    if there is not None and there.spare:
+        there.add_in_place(g)
     else:
-        waiting[node] = waiting[node] + g
-        if not recording.get():
-            own.add(node)
+        waiting[node] = g if there is None else there + g
+
+
+def _mark(name: str, inputs: Sequence[Any], output: Any) -> None:
+    """Mark what an op made as spare, unless it is a view: the hook of ops in an unrecorded walk."""
+    output.spare = all(output.version is not x.version for x in inputs)
 
 
 def unbroadcast(g: Any, shape: tuple[int, ...]) -> Any:

@@ -77,7 +77,7 @@ class Tensor(ForeignLibraries, Variable):
         self._data: Array = self.backend.asarray(data, dtype)
         check_dtype(self._data.dtype, requires_grad)
         self.grad: Tensor | None = None
-        self.version = [0]
+        self.version, self.spare = [0], False
         self.node = Node(self.shape, leaf=self) if requires_grad else None
 
     # ---- what it is ----
@@ -196,7 +196,7 @@ class Tensor(ForeignLibraries, Variable):
         """Wrap an array of this backend, unrecorded."""
         twin = object.__new__(Tensor)  # every op does this: __init__ has too many questions
         twin._data, twin.backend, twin.grad = self.backend.asarray(array), self.backend, None
-        twin.version, twin.node = [0], None
+        twin.version, twin.node, twin.spare = [0], None, False
         return twin
 
     def add_in_place(self, other: Variable) -> None:

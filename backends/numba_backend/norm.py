@@ -31,7 +31,7 @@ import math
 import numpy
 from numba import njit, prange
 
-from ..base import Array
+from ..base import Array, nchw
 from .arrays import empty_like, flat, images
 from .compiler import kernel
 from .host import LANES
@@ -281,25 +281,36 @@ def batch_norm(
 
 def batch_norm_grad(
     g: Array, x: Array, weight: Array, bias: Array, *, mean: Array, var: Array, y: Array = None,
-    eps: float, training: bool, residual: bool = False,
+    eps: float, training: bool, residual: bool = False, overwrite_g: bool = False,
 ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
-    """Give batch_norm's gradients: dx, dweight, dbias and, if it had one, the residual's."""
-    g_rows, x_rows, dx = rows_of(g), rows_of(x), empty_like(x)
-    at, relu, masked = _per_channel(weight, bias, mean, var), y is not None, g
+    """Give batch_norm's gradients: dx, dweight, dbias and, if it had one, the residual's.
+
+    What is written over g needs no memory of its own, which would be read before it is written.
+    """
+    g_rows, x_rows, relu = rows_of(g), rows_of(x), y is not None
+    masks, at = relu and residual, _per_channel(weight, bias, mean, var)
+    keep = not overwrite_g or (residual and not relu)  # then g is the residual's gradient
+    y_rows = masked = x_rows[:0]
+    dx = rows_of(empty_like(x)) if masks or keep else g_rows
+    if masks:
+        y_rows, masked = rows_of(y), rows_of(empty_like(x)) if keep else g_rows
     parts = number_of_parts(x.size, len(x_rows))
     partial, sums = numpy.zeros((parts, 2, weight.size)), numpy.zeros((2, weight.size))
-    y_rows = masked_rows = x_rows[:0]
-    if relu and residual:
-        masked = empty_like(g)
-        y_rows, masked_rows = rows_of(y), rows_of(masked)
-    gradient_sums(g_rows, y_rows, x_rows, *at, eps, relu, parts, masked_rows, partial, sums)
-    if relu and residual:
-        g_rows, relu = masked_rows, False
+    gradient_sums(g_rows, y_rows, x_rows, *at, eps, relu, parts, masked, partial, sums)
+    if masks:
+        g_rows, relu = masked, False
     means = sums / (x.size // weight.size) if training else numpy.zeros_like(sums)
     means[1] /= at[1] + eps
-    input_gradient(g_rows, x_rows, *at, eps, relu, means, parts, rows_of(dx))
+    input_gradient(g_rows, x_rows, *at, eps, relu, means, parts, dx)
     dweight = sums[1] / numpy.sqrt(at[1] + eps)
-    return dx, dweight.astype(x.dtype), sums[0].astype(x.dtype), masked if residual else None
+    of_residual = _images(g_rows, x) if residual else None
+    return _images(dx, x), dweight.astype(x.dtype), sums[0].astype(x.dtype), of_residual
+
+
+def _images(rows: Array, like: Array) -> Array:
+    """View rows as what they are of, (N, C, H, W)."""
+    n, c, h, w = like.shape
+    return nchw(rows.reshape(n, h, w, c))
 
 
 def _per_channel(weight: Array, bias: Array, mean: Array, var: Array) -> list[Array]:

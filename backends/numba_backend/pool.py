@@ -131,15 +131,9 @@ def max_pool2d(
 
 
 def max_pool2d_grad(
-    g: Array,
-    argmax: Array,
-    *,
-    x_shape: Shape,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Padding,
+    g: Array, argmax: Array, *, x_shape: Shape, kernel_size: Pair, stride: Pair, padding: Padding,
     run: Kernel = largest_grad,
-) -> Array:
+) -> Array:  # fmt: skip
     """Send each gradient of g (N, C, H', W') to the pixel that won -> (N, C, H, W)."""
     dx = empty(x_shape, g.dtype)
     at = _geometry(dx, kernel_size, stride, padding)
@@ -158,14 +152,9 @@ def avg_pool2d(
 
 
 def avg_pool2d_grad(
-    g: Array,
-    *,
-    x_shape: Shape,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Padding,
+    g: Array, *, x_shape: Shape, kernel_size: Pair, stride: Pair, padding: Padding,
     run: Kernel = average_grad,
-) -> Array:
+) -> Array:  # fmt: skip
     """Spread each gradient of g (N, C, H', W') evenly over its window -> (N, C, H, W)."""
     dx = empty(x_shape, g.dtype)
     run(images(g), *_geometry(dx, kernel_size, stride, padding), images(dx))

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+import tinygrad_cnn as tg
 from tinygrad_cnn.backends import get
 from tinygrad_cnn.backends.base import nchw, nhwc
 
@@ -117,6 +118,7 @@ def test_arrays_from_any_address():
 
 DIGESTS = """
 import hashlib, numpy as np
+import tinygrad_cnn as tg
 from tinygrad_cnn.backends import get
 from tinygrad_cnn.backends.numba_backend import threads
 
@@ -166,6 +168,30 @@ def test_a_sum_is_not_written_to_where_it_must_not():
     with pytest.raises(ValueError, match="read-only"):
         NUMBA.add(x, x, out=out)
     assert (out == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("relu", "residual", "over_g"),
+    [(True, True, 3), (True, False, 0), (False, False, 0), (False, True, 3)],
+)
+def test_a_gradient_takes_the_memory_of_g(relu, residual, over_g):
+    x, g, y = (nchw(np.ones((2, 4, 4, 16), np.float32)) for _ in range(3))
+    row = np.ones(16, np.float32)
+    at = dict(mean=row, var=row, eps=1e-5, training=True, y=y if relu else None, residual=residual)
+    found = NUMBA.batch_norm_grad(g, x, row, row, overwrite_g=True, **at)
+    assert [a is not None and np.shares_memory(a, g) for a in found].index(True) == over_g
+
+
+def test_a_residual_network_s_norms_write_over_what_they_are_given(monkeypatch):
+    asked, run = [], type(NUMBA).batch_norm_grad
+    monkeypatch.setattr(
+        type(NUMBA), "batch_norm_grad",
+        lambda *a, **at: asked.append(at["overwrite_g"]) or run(*a, **at),
+    )  # fmt: skip
+    with tg.use_backend("numba"):
+        net = tg.models.build("resnet20", rng=np.random.default_rng(0))
+        net(tg.zeros(2, 3, 32, 32)).sum().backward()
+    assert asked == [True] * 19
 
 
 def test_any_number_of_threads_gives_the_same_bits():
