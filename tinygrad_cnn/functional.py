@@ -139,11 +139,9 @@ def _check_residual(residual: Tensor, y: geometry.Shape, *, op: str) -> None:
 
 
 def max_pool2d(
-    x: Tensor,
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int] | None = None,
+    x: Tensor, kernel_size: int | Sequence[int], stride: int | Sequence[int] | None = None,
     padding: int | Sequence[int] = 0,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Take the largest pixel of each window: (N, C, H, W) -> (N, C, H', W').
 
     stride=None is kernel_size. Padding, at most half a kernel, never wins. Of equal pixels the
@@ -155,11 +153,9 @@ def max_pool2d(
 
 
 def avg_pool2d(
-    x: Tensor,
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int] | None = None,
+    x: Tensor, kernel_size: int | Sequence[int], stride: int | Sequence[int] | None = None,
     padding: int | Sequence[int] = 0,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Average each window, zeros of the padding included: (N, C, H, W) -> (N, C, H', W')."""
     _check_float(x, op="avg_pool2d")
     at = geometry.pool2d_settings(x.shape, kernel_size, stride, padding, op="avg_pool2d")

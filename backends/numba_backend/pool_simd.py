@@ -11,7 +11,9 @@ is one loop over vectors, in which the usual windows are unrolled.
 The pixels of dx are taken in *phases*, at stride 2 the even and the odd ones of a row: all of a
 phase are in equally many windows, at the same positions there.
 
-A large gradient is written past the caches, which spares reading what was there before.
+Forward, a window asks for the pixels of the one below it: a row is too short for the CPU to see
+where reading goes on. A large gradient is written past the caches, which spares reading what was
+there before.
 """
 
 from __future__ import annotations
@@ -26,7 +28,18 @@ from .compiler import kernel
 from .host import LANES
 from .parts import bounds
 from .pool import GEOMETRY, windows
-from .simd import fence, load, select_larger, splat, store, store_bytes, stream, streams, where_byte
+from .simd import (
+    fence,
+    load,
+    prefetch,
+    select_larger,
+    splat,
+    store,
+    store_bytes,
+    stream,
+    streams,
+    where_byte,
+)
 
 IMAGES, POSITIONS = "float32[:, :, :, ::1]", "uint8[:, :, :, ::1]"
 ZERO, LOWEST = numpy.float32(0), numpy.float32(-numpy.inf)
@@ -64,6 +77,9 @@ def write_largest(x, y, argmax, rows, columns, position, kw, window, line, acros
                 v = load(x, window + i * line + j * C)
                 at = select_larger(v, best, splat(numpy.float32(position + i * kw + j)), at)
                 best = select_larger(v, best, v, best)
+        for i in range(2):
+            for j in range(2):
+                prefetch(x, window + (rows + i) * line + j * C, 0)  # new to a window 2 below
         store(y, place, best)
         store_bytes(argmax, place, at)
         c, window = c + LANES, window + LANES
@@ -174,6 +190,7 @@ def average(x, kh, kw, sh, sw, top, left, parts, y):
                     for i in rows:
                         for j in columns:
                             total = total + load(x, window + (i * W + j) * C + c)
+                            prefetch(x, window + ((sh + i) * W + j) * C + c, 0)
                     store(y, to + c, share * total)
 
 

@@ -89,15 +89,9 @@ def crop_and_flip(
 
 
 def normalized_crop_and_flip(
-    images: NDArray[np.uint8],
-    offsets: NDArray[np.integer],
-    flips: NDArray[np.bool_],
-    mean: ArrayLike,
-    std: ArrayLike,
-    *,
-    padding: int = 4,
-    dtype: DTypeLike = np.float32,
-) -> NDArray[Any]:
+    images: NDArray[np.uint8], offsets: NDArray[np.integer], flips: NDArray[np.bool_],
+    mean: ArrayLike, std: ArrayLike, *, padding: int = 4, dtype: DTypeLike = np.float32,
+) -> NDArray[Any]:  # fmt: skip
     """Do crop_and_flip(normalize(images, mean, std), offsets, flips), to the last bit, in one pass.
 
     One image after the other is normalised, put into a frame of zeros and cut out of it; what lies

@@ -9,12 +9,9 @@ from .figure import COLOURS, HELD_OUT, TRAIN, figure, whole_numbers
 
 
 def plot_lr_range(
-    lrs: Sequence[float],
-    losses: Sequence[float],
-    smooth: Sequence[float],
-    suggestion: float | None,
-    path: str | os.PathLike[str],
-) -> None:
+    lrs: Sequence[float], losses: Sequence[float], smooth: Sequence[float],
+    suggestion: float | None, path: str | os.PathLike[str],
+) -> None:  # fmt: skip
     """Draw the loss by learning rate, and the suggested one, as a PNG."""
     with figure(path, 5, 3.2) as drawing:
         axes = drawing.subplots()

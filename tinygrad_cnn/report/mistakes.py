@@ -23,13 +23,9 @@ def most_confident_mistakes(
 
 
 def plot_mistakes(
-    images_uint8: NDArray[np.uint8],
-    targets: ArrayLike,
-    probabilities: ArrayLike,
-    classes: Sequence[str],
-    path: str | os.PathLike[str],
-    n: int = 32,
-) -> None:
+    images_uint8: NDArray[np.uint8], targets: ArrayLike, probabilities: ArrayLike,
+    classes: Sequence[str], path: str | os.PathLike[str], n: int = 32,
+) -> None:  # fmt: skip
     """Draw the n most confident mistakes among images (N, C, H, W) as a PNG.
 
     Above each stand the predicted class with its probability, from `probabilities` (N, K), and the
