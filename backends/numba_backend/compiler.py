@@ -68,8 +68,10 @@ def kernel(
 
     `options` are numba.njit's. By default loops over `prange` run in parallel and nothing is
     reordered: sums are the same for any number of threads, and a NaN stays one (no fastmath).
+    References to arrays aren't counted, for each count is a call around which vectors leave their
+    registers; the caller holds the arrays. A kernel that allocates some says `_nrt=True`.
     """
-    options = dict(parallel=True, nogil=True, error_model="numpy") | options
+    options = dict(parallel=True, nogil=True, error_model="numpy", _nrt=False) | options
     named = dtypes if re.search(r"\bT\b", signature) else ()
     return lambda body: Kernel(body, signature, named, options)
 

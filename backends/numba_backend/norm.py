@@ -27,6 +27,7 @@ Golub & LeVeque, Algorithms for Computing the Sample Variance, The American Stat
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy
 from numba import njit, prange
@@ -40,6 +41,8 @@ from .simd import at_least, fma, load_tile, select_greater, store_rows, zero_til
 
 SPAN = 4 * LANES  # sums enough in flight to hide the latency of an addition
 BLOCK = 32  # rows
+
+allocating = partial(kernel, _nrt=True)  # means, factors and sums of the lanes
 
 
 def row_length(C: int) -> int:
@@ -132,7 +135,7 @@ def load_lanes(at, l, like):
 # ---- kernels ----
 
 
-@kernel(
+@allocating(
     "void(float32[:, ::1], intp, float64[:, :, ::1], float64[:, ::1], float64[::1], float64[::1])"
 )
 def statistics(x, parts, partial, sums, mean, var):
@@ -162,7 +165,7 @@ def statistics(x, parts, partial, sums, mean, var):
         mean[c], var[c] = x[0, c] + off, max(sums[1, c] / count - off * off, 0)
 
 
-@kernel(
+@allocating(
     "void(float32[:, ::1], float32[:, ::1], float64[::1], float64[::1], float32[::1], "
     "float32[::1], float64, boolean, intp, float32[:, ::1])"
 )
@@ -195,7 +198,7 @@ def coefficients(L, mean, var, weight, bias, eps):
     return lanes(L, mean), lanes(L, scale), lanes(L, bias)
 
 
-@kernel(
+@allocating(
     "void(float32[:, ::1], float32[:, ::1], float32[:, ::1], float64[::1], float64[::1], "
     "float32[::1], float32[::1], float64, boolean, intp, float32[:, ::1], float64[:, :, ::1], "
     "float64[:, ::1])"
@@ -243,7 +246,7 @@ def add_parts(partial, sums):
         sums += part
 
 
-@kernel(
+@allocating(
     "void(float32[:, ::1], float32[:, ::1], float64[::1], float64[::1], float32[::1], "
     "float32[::1], float64, boolean, float64[:, ::1], intp, float32[:, ::1])"
 )

@@ -355,13 +355,13 @@ def tiles_of(N: int, H_out: int, W_out: int) -> int:
 
 
 def tiles_per_block(C: int, O: int, tiles: int) -> int:
-    """Fill a quarter of a megabyte, of an L2 cache's one, with 36 (C + O) floats for each tile.
+    """Fill 0.3 MB, of an L2 cache's one, with 36 (C + O) floats for each tile.
 
     The rest is for the filters and for what is fetched. But a block has at least 16 tiles, or 32 if
     the filters don't fit: each block reads them all. Of few tiles, as a single image has, make up
     to four blocks, for the threads to share.
     """
-    fitting, quarter = 2**16 // (F * (C + O)), -(-tiles // 4)
+    fitting, quarter = 2**11 // (C + O), -(-tiles // 4)
     least = 16 if F * C * O <= 2**18 else 32
     return min(max(fitting // ROWS * ROWS, least), 64, -(-quarter // ROWS) * ROWS)
 
