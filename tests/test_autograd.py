@@ -799,6 +799,55 @@ def test_what_two_inputs_share_is_not_spare(toy, shares):
     assert asked == [False, False]
 
 
+def test_what_several_vjps_are_given_is_not_spare(toy):
+    asked = []
+
+    def ask(g):
+        asked.append(g.spare)
+        return g * 1.0
+
+    @toy
+    def pair(x, y):
+        return x.data + y.data, (ask, ask)
+
+    x = leaf([1.0, 2.0])
+    (pair(x, x * 1.0) * 3.0).sum().backward()
+    (pair(x, x.detach()) * 3.0).sum().backward()
+    assert asked == [False, False, True]
+
+
+def test_a_walk_inside_a_vjp_leaves_the_caller_s_gradient_alone(toy):
+    @toy
+    def twice(x):
+        inner = tg.Tensor(x.data, requires_grad=True)
+        with tg.autograd.setting(recording, True):
+            a = inner * 1.0
+            b = a * 2.0
+
+        def vjp(g):
+            (d,) = tg.grad([b, a], [inner], [g, g], retain_graph=True)
+            return d + g
+
+        return a.data + b.data, (vjp,)
+
+    x = leaf([1.0, 2.0])
+    (twice(x) * 3.0).sum().backward()
+    assert values(x.grad) == [12, 12]
+
+
+def test_an_op_that_gives_its_input_back_has_no_spare_gradient(toy):
+    @toy
+    def scale(x, *, factor):  # without view=True
+        y = x.data if factor == 1 else x.data * factor
+        return y, (lambda g: OPS["scale"](g, factor=factor),)
+
+    x = leaf([1.0, 2.0])
+    seed, ones = tg.tensor([1.0, 10.0], dtype="float64"), tg.ones(2, dtype="float64")
+    y = x * 1.0
+    (dx,) = tg.grad([scale(x, factor=1), y], [x], [seed, ones])
+    assert (values(dx), values(seed)) == ([2, 11], [1, 10])
+
+
 def test_a_gradient_that_was_asked_for_is_not_spare(toy):
     @toy
     def greedy(x):

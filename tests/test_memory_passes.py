@@ -184,7 +184,7 @@ def check_overwriting(fast, g, x, weight, bias, at):
     expected = fast.batch_norm_grad(g, x, weight, bias, **at)
     assert np.array_equal(g, kept, equal_nan=True)
     before = [a.copy() for a in others]
-    received = fast.batch_norm_grad(g, x, weight, bias, overwrite_g=True, **at)
+    received = fast.batch_norm_grad(kept, x, weight, bias, overwrite_g=True, **at)
     for here, there in zip(received, expected, strict=True):
         np.testing.assert_array_equal(here, there)
     assert all(np.array_equal(*pair, equal_nan=True) for pair in zip(others, before, strict=True))

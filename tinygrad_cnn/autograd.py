@@ -218,6 +218,7 @@ def gradients(
     found, waiting = dict[Node, Any](), dict[Node, Any]()
     with setting(recording, create_graph), setting(op_hooks, () if create_graph else (_mark,)):
         for root, seed in zip(roots, seeds, strict=True):
+            seed.spare = False  # it is the caller's, who may be a vjp
             _accumulate(waiting, root, seed)
         # order matters: with b = a + a, c = b + b, b must have both its gradients before a gets any
         while order:
@@ -294,6 +295,7 @@ def _call_vjps(node: Node, g: Any, needs: list[bool], waiting: Waiting) -> Seque
         y.node = node  # so that the output, too, can be differentiated
     if callable(node.vjps):
         return node.vjps(g, needs, **_extras(node.vjps, y, None, waiting))
+    g.spare &= sum(needs) == 1  # each vjp is given g
     calls = zip(node.vjps, node.parents, needs, strict=True)
     return [
         v(g, **_extras(v, y, parent, waiting)) if needed else None for v, parent, needed in calls
@@ -319,13 +321,11 @@ def _accumulate(waiting: Waiting, node: Node, g: Any) -> None:
 
 def _mark(name: str, inputs: Sequence[Any], output: Any) -> None:
     """Mark what an op made as spare, unless it is a view: the hook of ops in an unrecorded walk."""
-    output.spare = all(output.version is not x.version for x in inputs)
+    output.spare = not any(x.version is output.version or x.data is output.data for x in inputs)
 
 
 def unbroadcast(g: Any, shape: tuple[int, ...]) -> Any:
     """Sum a gradient over the axes along which an input of this shape was broadcast."""
-    if g.shape == shape:
-        return g
     if len(g.shape) > len(shape):
         g = g.sum(tuple(range(len(g.shape) - len(shape))))
     stretched = tuple(i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1)

@@ -34,7 +34,8 @@ def batch_norm(
 
 def batch_norm_grad(
     backend: CupyBackend, g: Array, x: Array, weight: Array, bias: Array, *, mean: Array,
-    var: Array, y: Array = None, eps: float, training: bool, residual: bool = False, **how: Any,
+    var: Array, y: Array = None, eps: float, training: bool, residual: bool = False,
+    overwrite_g: bool = False,
 ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
     """Give batch_norm's gradients: dx, dweight, dbias and, if it had one, the residual's."""
     run, relu = _Pass(backend, x), y is not None

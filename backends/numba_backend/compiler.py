@@ -69,7 +69,8 @@ def kernel(
     `options` are numba.njit's. By default loops over `prange` run in parallel and nothing is
     reordered: sums are the same for any number of threads, and a NaN stays one (no fastmath).
     References to arrays aren't counted, for each count is a call around which vectors leave their
-    registers; the caller holds the arrays. A kernel that allocates some says `_nrt=True`.
+    registers; the caller holds the arrays. A kernel that allocates some says `_nrt=True`. (A helper
+    is compiled as its first caller is: one that gives an array is for one kind of kernel only.)
     """
     options = dict(parallel=True, nogil=True, error_model="numpy", _nrt=False) | options
     named = dtypes if re.search(r"\bT\b", signature) else ()

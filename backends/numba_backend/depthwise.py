@@ -9,7 +9,8 @@ weights of one tap, w [tap][C]: vectors of channels are multiplied by vectors of
       w[tap] [c c c c]
 
 As in `pool.py`, threads share the rows of what is written, so no two write to one place. What the
-next row reads is asked for early: one row is too short for the CPU to see where it goes on.
+next row reads anew, at stride 1, is asked for early: one row is too short for the CPU to see where
+it goes on.
 """
 
 from __future__ import annotations

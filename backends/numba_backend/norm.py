@@ -263,7 +263,8 @@ def input_gradient(g, x, mean, var, weight, bias, eps, relu, means, parts, dx):
         start, stop = bounds(rows, parts, part)
         for first in range(start, stop, BLOCK):
             last = min(first + BLOCK, stop)
-            input_gradient_block(g, x, at, mean_g, slope, relu, first, last, dx)
+            # dx may be g: of a view Numba doesn't promise LLVM that it lies apart
+            input_gradient_block(g, x, at, mean_g, slope, relu, first, last, dx[:])
 
 
 def batch_norm(

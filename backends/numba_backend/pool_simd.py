@@ -11,9 +11,9 @@ is one loop over vectors, in which the usual windows are unrolled.
 The pixels of dx are taken in *phases*, at stride 2 the even and the odd ones of a row: all of a
 phase are in equally many windows, at the same positions there.
 
-Forward, a window asks for the pixels of the one below it: a row is too short for the CPU to see
-where reading goes on. A large gradient is written past the caches, which spares reading what was
-there before.
+Forward, a window asks for the pixels that are new to the one below it, at stride 2: a row is too
+short for the CPU to see where reading goes on. A large gradient is written past the caches, which
+spares reading what was there before.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def write_largest(x, y, argmax, rows, columns, position, kw, window, line, acros
                 best = select_larger(v, best, v, best)
         for i in range(2):
             for j in range(2):
-                prefetch(x, window + (rows + i) * line + j * C, 0)  # new to a window 2 below
+                prefetch(x, window + (rows + i) * line + j * C, 0)
         store(y, place, best)
         store_bytes(argmax, place, at)
         c, window = c + LANES, window + LANES

@@ -355,11 +355,14 @@ def tiles_of(N: int, H_out: int, W_out: int) -> int:
 
 
 def tiles_per_block(C: int, O: int, tiles: int) -> int:
-    """Fill 0.3 MB, of an L2 cache's one, with 36 (C + O) floats for each tile.
+    """Choose a block that leaves room in an L2 cache, for the filters and for what is fetched.
 
-    The rest is for the filters and for what is fetched. But a block has at least 16 tiles, or 32 if
-    the filters don't fit: each block reads them all. Of few tiles, as a single image has, make up
-    to four blocks, for the threads to share.
+    2048 floats in each of the 36 planes are 0.3 MB. But a block has at least 16 tiles, or 32 where
+    the filters are larger than 1 MB, for it reads them all. Of few tiles, as a single image has,
+    make up to four blocks, for the threads to share.
+
+    >>> [tiles_per_block(C, C, 4096) for C in (16, 32, 64, 128)]
+    [64, 32, 16, 32]
     """
     fitting, quarter = 2**11 // (C + O), -(-tiles // 4)
     least = 16 if F * C * O <= 2**18 else 32

@@ -118,7 +118,6 @@ def test_arrays_from_any_address():
 
 DIGESTS = """
 import hashlib, numpy as np
-import tinygrad_cnn as tg
 from tinygrad_cnn.backends import get
 from tinygrad_cnn.backends.numba_backend import threads
 
