@@ -293,6 +293,15 @@ def test_speedrun(run, load, monkeypatch, tmp_path, side):
     assert (row["side"], row["accuracy"]) == (side, f"{lines[1]['accuracy']:.2%}")
 
 
+@pytest.mark.parametrize(("few", "more", "steps"), [(5, 25, 60), (1, 21, 60), (30, 24, 100)])
+def test_a_speedrun_s_length_bears_noise(load, monkeypatch, few, more, steps):
+    speedrun, taken = load("speedrun"), {1: 90.0, 4: few, 24: more}
+    recipe = train.Recipe.from_dict(WHOLE)
+    images = data.shapes(5), data.shapes(5, train=False)
+    monkeypatch.setitem(speedrun.SIDES, "ours", lambda recipe, *rest: (0.5, taken[recipe.steps]))
+    assert speedrun.steps_in(60, "ours", recipe, images) == steps
+
+
 def test_accuracy_has_two_sides(run, tmp_path):
     status, _, err = run("accuracy", "--results", tmp_path / "a.jsonl", "--side", "jax")
     assert status == 2
