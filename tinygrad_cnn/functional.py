@@ -82,17 +82,10 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
 
 
 def conv2d(
-    x: Tensor,
-    w: Tensor,
-    b: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | str | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    *,
-    residual: Tensor | None = None,
-    relu: bool = False,
-) -> Tensor:
+    x: Tensor, w: Tensor, b: Tensor | None = None, stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1,
+    *, residual: Tensor | None = None, relu: bool = False,
+) -> Tensor:  # fmt: skip
     """Cross-correlate x (N, C, H, W) with w (O, C/groups, kh, kw) -> (N, O, H', W').
 
     H' = floor((H + pads - dilation * (kh - 1) - 1) / stride) + 1. Padding is a number, a pair,

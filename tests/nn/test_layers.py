@@ -41,6 +41,7 @@ CASES = [
     ("AvgPool2d", ((3, 2),), lambda m, x: F.avg_pool2d(x, (3, 2)), IMAGES),
     ("AvgPool2d", (3, 1, 1), lambda m, x: F.avg_pool2d(x, 3, 1, 1), IMAGES),
     ("ReLU", (), lambda m, x: F.relu(x), IMAGES),
+    ("Identity", (), lambda m, x: x, IMAGES),
     ("Tanh", (), lambda m, x: F.tanh(x), IMAGES),
     ("Flatten", (), lambda m, x: x.reshape(3, 168), IMAGES),
 ]

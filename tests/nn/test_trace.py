@@ -67,7 +67,7 @@ def test_no_hook_is_left(size, ops):
     assert count == ops
     model(tg.zeros(1, 3, 32, 32))
     assert len(seen) == count
-    assert not any(m._hooks(kind) for m in model.modules() for kind in vars(m) if "hooks" in kind)
+    assert not any(vars(m)[kind] for m in model.modules() for kind in vars(m) if "hooks" in kind)
 
 
 def test_a_rehearsal_is_taken_back():

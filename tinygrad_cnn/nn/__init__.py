@@ -10,6 +10,7 @@ from .layers import (
     Dropout,
     Flatten,
     GlobalAvgPool2d,
+    Identity,
     Linear,
     LocalResponseNorm,
     MaxPool2d,
@@ -22,7 +23,8 @@ from .sequential import Sequential, checkpoint_activations
 from .trace import Call, trace
 
 __all__ = [
-    "AvgPool2d", "BatchNorm2d", "Call", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d", "Linear",
-    "LocalResponseNorm", "MaxPool2d", "Module", "ModuleList", "Parameter", "ReLU", "Sequential",
-    "Tanh", "checkpoint", "checkpoint_activations", "fold_batch_norm", "init", "rehearsal", "trace",
+    "AvgPool2d", "BatchNorm2d", "Call", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d",
+    "Identity", "Linear", "LocalResponseNorm", "MaxPool2d", "Module", "ModuleList", "Parameter",
+    "ReLU", "Sequential", "Tanh", "checkpoint", "checkpoint_activations", "fold_batch_norm", "init",
+    "rehearsal", "trace",
 ]  # fmt: skip

@@ -14,9 +14,8 @@ import numpy
 
 from .. import functional as F
 from ..tensor import Tensor
-from .layers import BatchNorm2d, Conv2d
+from .layers import BatchNorm2d, Conv2d, Identity
 from .module import Module, Parameter
-from .sequential import Sequential
 
 
 class FoldedConv2d(Module):
@@ -36,8 +35,8 @@ def fold_batch_norm(model: Module) -> Module:
     """Return an inference-only copy in which batch norms are folded into their convolutions.
 
     Folded is every BatchNorm2d whose attribute stands right after a Conv2d's with as many channels
-    (conv1, bn1): the convolution's output must go to that batch norm and nowhere else. An empty
-    Sequential takes the convolution's place.
+    (conv1, bn1): the convolution's output must go to that batch norm and nowhere else. An Identity
+    takes the convolution's place.
     """
     folded = copy.deepcopy(model).eval()
     for module in list(folded.modules()):
@@ -45,7 +44,7 @@ def fold_batch_norm(model: Module) -> Module:
             if not (isinstance(conv, Conv2d) and isinstance(bn, BatchNorm2d)):
                 continue
             if conv.weight.shape[0] == bn.weight.size:
-                setattr(module, before, Sequential().eval())
+                setattr(module, before, Identity().eval())
                 setattr(module, name, _fold(conv, bn).eval())
     for p in folded.parameters():
         p.requires_grad = False

@@ -155,6 +155,14 @@ class GlobalAvgPool2d(Module):
         return F.global_avg_pool2d(x)
 
 
+class Identity(Module):
+    """Give what comes: a place in a network where nothing is done."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give x."""
+        return x
+
+
 class ReLU(Module):
     """max(x, 0)."""
 

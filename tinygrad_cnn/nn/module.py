@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any
 
 import numpy
@@ -37,6 +38,8 @@ class Module:
     """The base of layers and models: subclasses set attributes in __init__, define forward."""
 
     training = True
+    _pre_hooks: Mapping[object, PreHook] = MappingProxyType({})  # until one is registered
+    _forward_hooks: Mapping[object, Hook] = MappingProxyType({})
 
     def forward(self, *args: Any, **settings: Any) -> Any:
         """Compute the output; every subclass has its own."""
@@ -45,10 +48,10 @@ class Module:
     def __call__(self, *args: Any, **settings: Any) -> Any:
         """Run forward between its hooks; a value that a forward hook returns is the output."""
         uses(self)
-        for hook in self._hooks("_pre_hooks"):
-            hook(self, args)
+        for before in [*self._pre_hooks.values()]:
+            before(self, args)
         y = self.forward(*args, **settings)
-        for hook in self._hooks("_forward_hooks"):
+        for hook in [*self._forward_hooks.values()]:
             replaced = hook(self, args, y)
             y = y if replaced is None else replaced
         return y
@@ -168,10 +171,6 @@ class Module:
         hooks, key = vars(self).setdefault(kind, {}), object()
         hooks[key] = hook
         return lambda: hooks.pop(key, None)
-
-    def _hooks(self, kind: str) -> list[Callable[..., Any]]:
-        hooks = vars(self).get(kind)
-        return [*hooks.values()] if hooks else []
 
     def extra_repr(self) -> str:
         """Name the settings shown in the repr."""
