@@ -332,7 +332,7 @@ class Backend:
         """Give batch_norm's gradients: dx, dweight, dbias and, if it had one, the residual's.
 
         y is its output if relu was applied. (With x and bias a kernel can do without reading it.)
-        With `overwrite_g` g's memory may be used for a result: it is then warm, and one array less.
+        With `overwrite_g` a kernel may write a result over g, whose memory is in the caches then.
         """
         xp, per_channel = self.xp, self._per_channel
         dx = g = g if y is None else self.relu_grad(g, y)

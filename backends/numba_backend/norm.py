@@ -293,7 +293,7 @@ def batch_norm_grad(
     """
     g_rows, x_rows, relu = rows_of(g), rows_of(x), y is not None
     masks, at = relu and residual, _per_channel(weight, bias, mean, var)
-    keep = not overwrite_g or (residual and not relu)  # then g is the residual's gradient
+    keep = not overwrite_g or (residual and not relu)  # without a ReLU g is the residual's gradient
     y_rows = masked = x_rows[:0]
     dx = rows_of(empty_like(x)) if masks or keep else g_rows
     if masks:

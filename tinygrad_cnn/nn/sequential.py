@@ -20,7 +20,7 @@ class Sequential(ModuleList):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pass x through every module in turn."""
-        modules = [module for _, module in self.named_children()]
+        modules = [module for _, module in self.named_children()]  # list(self) counts them first
         if not self.segment:
             return _run(x, *modules)
         for start in range(0, len(modules), self.segment):
