@@ -19,7 +19,7 @@ import numpy
 
 from .. import paths
 from ..base import BackendUnavailable
-from ..geometry import Shape
+from ..geometry import Pair, Shape
 from ..numpy_backend import NumpyBackend
 from ..paths import Path, Shapes, always, positions_fit_a_byte
 from .allocator import keep_freed_memory
@@ -71,6 +71,11 @@ def _pixelwise(shapes: Shapes, **settings: Any) -> bool:
     return one and alone and N * H * W % 16 == 0  # rows of at least 16 pixels
 
 
+def _narrow(shapes: Shapes, *, stride: Pair, groups: int, **settings: Any) -> bool:
+    channels = _filters(shapes, settings)[1]  # of at least two pixels fit into a tile
+    return groups == 1 and channels * max(stride[1], 2) <= 16
+
+
 def _ungrouped(shapes: Shapes, *, groups: int, **settings: Any) -> bool:
     return groups == 1
 
@@ -88,21 +93,20 @@ def _large_matrices(shapes: Shapes, **settings: Any) -> bool:
     return all(len(shape) == 2 for shape in shapes) and number_of_bands(*shapes) > 1
 
 
-def _convolutions(kernel: str) -> dict[str, tuple[Path, ...]]:
-    return {kernel: (
-        Path("winograd", "winograd", _winograd, SINGLE),
-        Path("pixelwise", "pixelwise", _pixelwise, SINGLE),
-        Path("direct", "direct", _ungrouped, SINGLE),
-        Path("depthwise", "depthwise", _depthwise, SINGLE),
-        Path("grouped", "grouped", _wide_groups, SINGLE),
-    )}  # fmt: skip
+CONVOLUTIONS = (
+    Path("winograd", "winograd", _winograd, SINGLE),
+    Path("pixelwise", "pixelwise", _pixelwise, SINGLE),
+    Path("direct", "direct", _ungrouped, SINGLE),
+    Path("depthwise", "depthwise", _depthwise, SINGLE),
+    Path("grouped", "grouped", _wide_groups, SINGLE),
+)
 
 
 # For each kernel the paths, best first; where none serves, the reference does.
 PATHS: dict[str, tuple[Path, ...]] = {
-    **_convolutions("conv2d"),
-    **_convolutions("conv2d_input_grad"),
-    **_convolutions("conv2d_weight_grad"),
+    "conv2d": CONVOLUTIONS,
+    "conv2d_input_grad": (Path("narrow", "narrow", _narrow, SINGLE), *CONVOLUTIONS),
+    "conv2d_weight_grad": CONVOLUTIONS,
     "matmul": (Path("threaded", "product", _large_matrices),),
     "add": (
         Path("compiled", "pointwise", _same_images),

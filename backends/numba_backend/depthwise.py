@@ -18,13 +18,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy
-from numba import njit, prange
+from numba import prange
 
 from ..base import Array
 from ..geometry import Padding, Pair, Shape, output_size
 from .arrays import empty, flat, images
 from .bias import finished
 from .compiler import kernel
+from .direct import inside
 from .host import LANES
 from .parts import bounds, number_of_parts
 from .pointwise import add
@@ -33,12 +34,6 @@ from .simd import fma, load, prefetch, splat, store
 IMAGES = "float32[:, :, :, ::1]"
 WINDOW = "UniTuple(intp, 8)"  # kh, kw, sh, sw, dh, dw, top, left
 ZERO = numpy.float32(0)
-
-
-@njit
-def inside(first, step, count, size):
-    """Give those t of 0 ... count - 1 for which first + t * step lies in [0, size)."""
-    return range(max(0, -(first // step)), min(count, -((first - size) // step)))
 
 
 @kernel(f"void({IMAGES}, float32[::1], {IMAGES}, {WINDOW}, intp)")

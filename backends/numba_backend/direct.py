@@ -2,22 +2,8 @@
 
     y[n, oy, ox] = sum over taps t of  x[n, sh * oy + row(t), sw * ox + column(t)] @ w[t]
 
-A tap is one element of the kernel. With its row and column left open, one loop computes
-
-* the convolution: tap (i, j) reads at row i * dh - top, column j * dw - left;
-* its gradient with respect to x: stride 2, say, cuts an image into 2 x 2 phases, the even and the
-  odd rows and columns. All pixels of a phase meet the same taps, and read dy with stride 1:
-
-      3x3, stride 2, padding 1        even row, even column   tap (1, 1)
-                                      even row, odd column    taps (1, 0), (1, 2)
-                                      odd row,  even column   taps (0, 1), (2, 1)
-                                      odd row,  odd column    the four corners
-
-Another loop is its transpose, the gradient with respect to w: products of what a tap reads with the
-pixels of dy, summed over fixed parts of the batch, whatever the number of threads.
-
-Taps that are neighbours in a row read one *run* of floats, channels and pixels alike. Three taps of
-three channels are then a product of depth 9: so the first layer of a network is quick, too.
+With the places left open, that is the convolution and its gradient with respect to x, too. Which
+taps a pixel meets, and where they read, is worked out in `taps.py`.
 
       x with zeros around it, copied in bands
     +-------------------------+
@@ -25,24 +11,25 @@ three channels are then a product of depth 9: so the first layer of a network is
     | 0 [c c c][c c c] c ..   |     its run sw * C floats behind that of pixel r - 1.
     | 0 [ a run ]             |     A large y is streamed past the caches, as in winograd.py.
     +-------------------------+
+
+Another loop is its transpose, the gradient with respect to w: products of what a tap reads with the
+pixels of dy, summed over fixed parts of the batch, whatever the number of threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cache
-from itertools import product
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
 from numba import get_thread_id, intp, njit, prange
 
 from ..base import Array, nchw, nhwc
-from ..geometry import Padding, Pair, Shape, output_size
+from ..geometry import Padding, Pair, Shape
 from .arrays import aligned, flat, scratch
 from .bias import finished
 from .compiler import kernel
-from .host import BROAD, HALF, ROWS, TALL, WIDTH
+from .host import BROAD, HALF, LANES, ROWS, TALL, WIDTH
 from .pointwise import add
 from .simd import (
     add_product,
@@ -51,9 +38,11 @@ from .simd import (
     clear,
     copy,
     fence,
+    load,
     load_tile,
     prefetch,
     rows_of,
+    scatter,
     store_rows,
     stream_rows,
     streams,
@@ -61,9 +50,9 @@ from .simd import (
     width_of,
     zero_tile,
 )
+from .taps import BAND, Sums, backward_sums, forward_sums
 
-BLOCK = 2**17  # floats of g and x that are in a core's second cache while dW is computed
-BAND = 8  # rows of y that share a copy of the rows of x which they read
+BLOCK = 2**16  # floats of g and x that are in a core's second cache while dW is computed
 
 
 # ---- kernels ----
@@ -124,38 +113,63 @@ def write_tile(y, to, across, tile, n, added, o):
 
 
 @njit(forceinline=True)
-def convolve_row(whole, half, y, start, across, pixels, O, a, at, line, step, runs, w, added):
+def convolve_row(whole, half, y, start, across, pixels, a, at, line, step, runs, w, wi, added):
     """Compute a row of y, whose sums begin with tiles of zeros: `whole`, and `half` at its end.
 
-    Its pixels lie `across` floats apart from y[start] on, those of x `step` from a[at] on.
+    Its pixels lie `across` floats apart from y[start] on, those of x `step` from a[at] on. Weights
+    begin at w[wi].
     """
-    depth = len(w) // O
+    O = len(added[0])
     for o in range(0, O, width_of(whole)):
+        panel = o * (len(w) // O) + wi * width_of(whole)
         for i in range(0, pixels, ROWS):
             ai, to, ahead = at + i * step, start + i * across + o, pixels - i
             if ahead > HALF:
-                tile = add_runs(whole, a, ai, line, step, runs, w, o * depth)
+                tile = add_runs(whole, a, ai, line, step, runs, w, panel)
                 write_tile(y, to, across, tile, ahead, added, o)
             else:
-                tile = add_runs(half, a, ai, line, step, runs, w, o * depth)
+                tile = add_runs(half, a, ai, line, step, runs, w, panel)
                 write_tile(y, to, across, tile, ahead, added, o)
+
+
+@njit
+def arrange(w, filters, tap, first, C, panels, to, width):
+    """Copy the weights of a tap for `width` outputs, from `first` on, as [C][width]."""
+    O, o_step, c_step = filters
+    count = min(width, O - first)
+    for c in range(C):
+        for o in range(count):
+            panels[to + o] = w[(first + o) * o_step + c * c_step + tap]
+        clear(panels, to + count, width - count)
+        to += width
 
 
 @kernel(
-    "void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1], float32,"
-    "float32[::1], intp, intp[:, ::1], UniTuple(intp, 4), UniTuple(intp, 7), UniTuple(intp, 6))"
+    "void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1], float32[::1],"
+    "float32, float32[::1], intp, intp[::1], intp[:, ::1], intp[:, ::1], UniTuple(intp, 4),"
+    "UniTuple(intp, 3), UniTuple(intp, 3), UniTuple(intp, 6))"
 )
-def convolve(x, w, y, bias, plus, least, space, share, runs, x_shape, pixels, window):
-    """Sum over all runs; w is [O/width][floats of all runs][width], a run (row, first, length).
+def convolve(
+    x, w, panels, y, bias, plus, least, space, share, taps, runs, phases, x_shape, filters, steps,
+    window,
+):  # fmt: skip
+    """Sum over all taps; bias [O], plus and `least` are write_tile's.
 
-    bias [O], plus and `least` are write_tile's.
-    `pixels` says which ones of y are computed: rows, columns and channels; then, in floats, the
-    place of the first, the step to the next image, to the next row and to the next column.
+    Output o's weight for channel c of tap t is w[o * o_step + c * c_step + t]: `filters` says how
+    many outputs there are, o_step and c_step. `panels` holds them as [O/width][taps][C][width].
+    `taps`, `runs` (row, first float, floats) and `phases` (rows, columns, place of the first pixel,
+    first run, run after the last, taps before) are those of `Sums`; `steps` lead from a phase's
+    image to the next, to the next row and to the next column, in floats.
     A thread has `share` floats of `space`.
     """
     N, H, W, C = x_shape
-    rows, columns, O, corner, image, down, across = pixels
+    O, rows, columns = len(bias), phases[0, 0], phases[0, 1]
+    image, down, across = steps
     sh, sw, top, left, height, width = window
+    broad = tile_width(O)
+    for i in prange(O // broad * len(taps)):
+        panel, tap = divmod(intp(i), len(taps))
+        arrange(w, filters, taps[tap], panel * broad, C, panels, intp(i) * C * broad, broad)
     copied = (columns - 1) * sw + width  # columns of x
     line, added = copied * C, (bias, plus, least)
     bands = (rows + BAND - 1) // BAND
@@ -169,12 +183,17 @@ def convolve(x, w, y, bias, plus, least, space, share, runs, x_shape, pixels, wi
         behind = (n * H + (first + count) * sh + top) * W * C
         for r in range(count):
             prefetch_row(x, behind + r * sh * W * C, behind + (r + 1) * sh * W * C)
-            start = corner + n * image + (first + r) * down
-            row = y, start, across, columns, O, a, r * sh * line, line, sw * C, runs, w, added
-            if tile_width(O) == WIDTH:
-                convolve_row(zero_tile(ROWS, WIDTH), zero_tile(HALF, WIDTH), *row)
-            else:
-                convolve_row(zero_tile(ROWS, BROAD), zero_tile(HALF, BROAD), *row)
+            for p in range(len(phases)):
+                if first + r >= phases[p, 0]:
+                    continue
+                start = phases[p, 2] + n * image + (first + r) * down
+                mine = runs[phases[p, 3] : phases[p, 4]]
+                read_at = a, r * sh * line, line, sw * C, mine, panels, phases[p, 5] * C, added
+                row = y, start, across, phases[p, 1], *read_at
+                if tile_width(O) == WIDTH:
+                    convolve_row(zero_tile(ROWS, WIDTH), zero_tile(HALF, WIDTH), *row)
+                else:
+                    convolve_row(zero_tile(ROWS, BROAD), zero_tile(HALF, BROAD), *row)
         fence()
 
 
@@ -190,61 +209,88 @@ def copy_panels(g, first, pixels, O, to, place):
             copy(to, place + o * pixels + pixel * width, g, first + pixel * O + o, width)
 
 
+@njit
+def inside(first, step, count, size):
+    """Give those t of 0 ... count - 1 for which first + t * step lies in [0, size)."""
+    return range(max(0, -(first // step)), min(count, -((first - size) // step)))
+
+
 @njit(forceinline=True)
-def add_rows(tile, a, at, g, gi, shape, lines, across):
-    """Add the products of a block's rows to a tile, whose pixels lie `across` floats apart."""
+def add_rows(tile, a, at, g, gi, shape, view, steps, ys, xs):
+    """Add the products of rows ys, columns xs of a block's g to a tile, which starts at a[at]."""
     count, rows, columns, _ = shape
-    image, down, _ = lines
+    high, line, _, _ = view
+    down, across = steps
     for m in range(count):
-        for y in range(rows):
-            ai = at + m * image + y * down
-            tile = add_product(tile, a, ai, 1, across, g, gi, width_of(tile), columns)
-            gi += columns * width_of(tile)
+        for y in ys:
+            ai = at + (m * high + y * down) * line + xs.start * across
+            pixel = gi + ((m * rows + y) * columns + xs.start) * width_of(tile)
+            tile = add_product(tile, a, ai, 1, across, g, pixel, width_of(tile), len(xs))
     return tile
 
 
 @njit
-def add_block(whole, half, u, ui, g, gi, a, ai, shape, runs, lines, across):
+def add_block(whole, half, u, ui, g, gi, a, ai, shape, runs, view, steps):
     """Add the products of a block, its g in panels from g[gi] on, to a part's sums u[ui :].
 
     Tiles are as large as `whole`, at the end of a run as `half`.
-    `shape` is that of its g: images, rows, columns, channels. From a[ai] on lie the floats that it
-    meets; `lines` are how many of them an image has, the rows between two of y's, and a row.
+    `shape` is that of its g: images, rows, columns, channels. The images that it meets begin at
+    a[ai], of `high` rows of `line` floats; the window of g's first pixel at row `top`, float
+    `left`. What it has outside is left out.
     """
     count, rows, columns, O = shape
+    high, line, top, left = view
     for k in range(len(runs)):
-        start, length = ai + runs[k, 0] * lines[2] + runs[k, 1], runs[k, 2]
+        row, first, length = top + runs[k, 0], left + runs[k, 1], runs[k, 2]
+        ys = inside(row, steps[0], rows, high)
         for i in range(0, length, rows_of(whole)):
+            xs, at = inside(first + i, steps[1], columns, line), ai + row * line + first + i
             for o in range(0, O, width_of(whole)):
                 to, panel, ahead = ui + o, gi + o * count * rows * columns, length - i
                 if ahead > HALF:
                     tile = load_tile(u, to, O, whole)
-                    tile = add_rows(tile, a, start + i, g, panel, shape, lines, across)
+                    tile = add_rows(tile, a, at, g, panel, shape, view, steps, ys, xs)
                     store_rows(u, to, O, tile, ahead)
                 else:
                     tile = load_tile(u, to, O, half)
-                    tile = add_rows(tile, a, start + i, g, panel, shape, lines, across)
+                    tile = add_rows(tile, a, at, g, panel, shape, view, steps, ys, xs)
                     store_rows(u, to, O, tile, ahead)
             ui += min(rows_of(whole), length - i) * O
 
 
-@kernel(
-    "void(float32[::1], float32[::1], float32[::1], float32[::1], intp, intp[:, ::1],"
-    "UniTuple(intp, 4), UniTuple(intp, 3), UniTuple(intp, 6), intp, UniTuple(intp, 2))"
-)
-def correlate(x, g, u, space, share, runs, x_shape, g_shape, window, parts, block):
-    """u [parts][floats of all runs][O] = their products with g, summed over a part's pixels.
+@njit
+def add_parts(u, size, parts, O, c, C, dw):
+    """Add the parts of channel c's sums, to dw [O][C][taps]."""
+    taps = size // (C * O)
+    for tap in range(taps):
+        for o in range(0, O, LANES):
+            at = (tap * C + c) * O + o
+            total = load(u, at)
+            for part in range(1, parts):
+                total = total + load(u, part * size + at)
+            scatter(dw, (o * C + c) * taps + tap, C * taps, total)
 
+
+@kernel(
+    "void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1], intp,"
+    "intp[:, ::1], UniTuple(intp, 4), UniTuple(intp, 3), UniTuple(intp, 6), intp,"
+    "UniTuple(intp, 2))"
+)
+def correlate(x, g, u, dw, space, share, runs, x_shape, g_shape, window, parts, block):
+    """dw [O][C][taps] = g's products with what the taps read, summed over all pixels.
+
+    u [parts][floats of all runs][O] has the sums of each part of the batch.
     A block is whole images, or some rows of g of one image: what stays in the cache, x with its
-    padding and g in panels. u ends with TALL rows more: a tile is read in whole, though only its
-    run's rows are written.
+    padding and g in panels. Where a tile is a part of one pixel, it leaves out what is outside of
+    the image, and x is read where it is. u ends with TALL rows more: a tile is read in whole,
+    though only its run's rows are written.
     """
     N, H, W, C = x_shape
     rows, columns, O = g_shape
     sh, sw, top, left, height, width = window
     together, band = block
-    copied = (columns - 1) * sw + width
-    lines = ((band - 1) * sh + height) * copied * C, sh * copied * C, copied * C
+    in_place = C % (TALL if tile_width(O) == WIDTH else ROWS) == 0
+    high, copied = (band - 1) * sh + height, (columns - 1) * sw + width
     size, room = (len(u) - TALL * O) // parts, together * band * columns * O
     for p in prange(parts):
         a, part = space[get_thread_id() * share :], intp(p)
@@ -253,63 +299,28 @@ def correlate(x, g, u, space, share, runs, x_shape, g_shape, window, parts, bloc
         for first in range(N * part // parts, end, together):
             count = min(together, end - first)
             for y0 in range(0, rows, band):
-                high = min(band, rows - y0)
-                for n in range(count):
-                    to, start = room + n * lines[0], (first + n) * H * W * C
-                    read = (high - 1) * sh + height
-                    copy_padded(x, start, (H, W, C), y0 * sh + top, read, left, copied, a, to)
-                shape, start = (count, high, columns, O), (first * rows + y0) * columns * O
-                panelled = g
+                shape, start = (count, min(band, rows - y0), columns, O), first * rows + y0
+                panelled, gi = g, start * columns * O
                 if tile_width(O) < O:  # else g is one panel
-                    copy_panels(g, start, count * high * columns, O, a, 0)
-                    panelled, start = a, 0
-                block = u, part * size, panelled, start, a, room, shape, runs, lines, sw * C
+                    copy_panels(g, gi, count * shape[1] * columns, O, a, 0)
+                    panelled, gi = a, 0
+                read, ai, view = x, first * H * W * C, (H, W * C, y0 * sh + top, left * C)
+                if not in_place:
+                    read, ai, view = a, room, (high, copied * C, 0, 0)
+                    for n in range(count):
+                        to, image = room + n * high * copied * C, (first + n) * H * W * C
+                        lines = (shape[1] - 1) * sh + height
+                        copy_padded(x, image, (H, W, C), y0 * sh + top, lines, left, copied, a, to)
+                block = u, part * size, panelled, gi, read, ai, shape, runs, view, (sh, sw * C)
                 if tile_width(O) == WIDTH:
                     add_block(zero_tile(TALL, WIDTH), zero_tile(HALF, WIDTH), *block)
                 else:
                     add_block(zero_tile(ROWS, BROAD), zero_tile(HALF, BROAD), *block)
+    for c in prange(C):
+        add_parts(u, size, parts, O, intp(c), C, dw)
 
 
-# ---- taps and runs ----
-
-Tap = tuple[int, int]  # row, column
-
-
-def run_list(taps: Sequence[Tap], C: int) -> Array:
-    """Join the taps that are neighbours in a row: (row, first float, length) of each run.
-
-    >>> run_list([(0, 0), (0, 1), (0, 2), (1, 0), (1, 2)], C=3).tolist()
-    [[0, 0, 9], [1, 0, 3], [1, 6, 3]]
-    """
-    runs: list[list[int]] = []
-    for row, column in taps:
-        if runs and runs[-1][0] == row and sum(runs[-1][1:]) == column * C:
-            runs[-1][2] += C
-        else:
-            runs.append([row, column * C, C])
-    return numpy.array(runs, numpy.intp).reshape(-1, 3)
-
-
-def window_of(taps: Sequence[Tap]) -> tuple[list[Tap], Tap, Pair]:
-    """Give the taps as seen from their window's corner, the corner, and the window's size.
-
-    >>> window_of([(-1, -1), (-1, 1), (1, -1), (1, 1)])
-    ([(0, 0), (0, 2), (2, 0), (2, 2)], (-1, -1), (3, 3))
-    """
-    rows, columns = [row for row, _ in taps] or [0], [column for _, column in taps] or [0]
-    top, left = min(rows), min(columns)
-    seen = [(row - top, column - left) for row, column in taps]
-    return seen, (top, left), (max(rows) - top + 1, max(columns) - left + 1)
-
-
-def panels(w: Array) -> Array:
-    """Arrange w [taps][C][O] as [O/width][taps * C][width], with zeros for what O lacks."""
-    taps, C, O = w.shape
-    padded = numpy.zeros((taps * C, wide(O)), numpy.float32)
-    padded[:, :O] = w.reshape(taps * C, O)
-    width = tile_width(wide(O))
-    grouped = padded.reshape(taps * C, wide(O) // width, width)
-    return numpy.ascontiguousarray(grouped.swapaxes(0, 1)).reshape(-1)
+# ---- a convolution and its gradients ----
 
 
 def wide(O: int) -> int:
@@ -317,22 +328,17 @@ def wide(O: int) -> int:
     return -(-O // WIDTH) * WIDTH
 
 
-# ---- a convolution and its gradients ----
-
-
 def conv2d(
     x: Array, w: Array, bias: Array = None, residual: Array = None, *, stride: Pair,
     padding: Padding, dilation: Pair, relu: bool = False, **at: Any,
 ) -> Array:  # fmt: skip
     """Cross-correlate x (N, C, H, W) with w (O, C, kh, kw); add bias and residual; apply relu."""
-    (N, _, *size), (O, _, *kernel) = x.shape, w.shape
-    out = output_size(size, kernel=kernel, stride=stride, padding=padding, dilation=dilation)
-    y, taps = _empty(N, *out, O), _taps(kernel, padding, dilation)
+    O, C, kh, kw = w.shape
+    sums = forward_sums(x.shape[2:], C, wide(O), (kh, kw), stride, padding, dilation)
+    filters = O, C * kh * kw, kh * kw
     if residual is None or wide(O) == O:  # else it doesn't lie as y does
-        _sum_taps(x, _matrices(w), taps, y, stride=stride, bias=bias, plus=residual, relu=relu)
-        return nchw(_narrowed(y, O))
-    _sum_taps(x, _matrices(w), taps, y, stride=stride)
-    return finished(nchw(_narrowed(y, O)), bias, residual, relu=relu)
+        return sum_taps(x, w, filters, sums, bias=bias, plus=residual, relu=relu)
+    return finished(sum_taps(x, w, filters, sums), bias, residual, relu=relu)
 
 
 def conv2d_input_grad(
@@ -340,16 +346,29 @@ def conv2d_input_grad(
     plus: Array = None, **at: Any,
 ) -> Array:  # fmt: skip
     """Gradient with respect to x, and `plus` if given: g (N, O, H', W') -> (N, C, H, W)."""
-    N, C, H, W = x_shape
-    dx, matrices = _empty(N, H, W, C), _matrices(w.swapaxes(0, 1))  # (taps, O, C)
+    O, C, kh, kw = w.shape
+    sums = backward_sums(x_shape[2:], wide(C), O, (kh, kw), stride, padding, dilation)
     added = plus if wide(C) == C else None  # else it doesn't lie as dx does
-    taps = _taps(w.shape[2:], padding, dilation)
-    for phase in product(range(min(stride[0], H)), range(min(stride[1], W))):
-        met = _taps_that_meet(phase, taps, stride)
-        pixels = dx[:, phase[0] :: stride[0], phase[1] :: stride[1]]
-        _sum_taps(g, matrices[[*met]], [*met.values()], dx, pixels, plus=added)
-    dx = nchw(_narrowed(dx, C))
+    dx = sum_taps(g, w, (C, kh * kw, C * kh * kw), sums, plus=added)
     return dx if plus is added else add(dx, plus, out=dx)
+
+
+def sum_taps(
+    x: Array, w: Array, filters: tuple[int, int, int], sums: Sums, *, bias: Array = None,
+    plus: Array = None, relu: bool = False,
+) -> Array:  # fmt: skip
+    """Sum over taps of x (N, C, H, W), add bias and `plus` if given, apply relu: see `convolve`."""
+    (N, C, H, W), O = x.shape, filters[0]
+    y, biases = aligned(N * sums.steps[0]), numpy.zeros(wide(O), numpy.float32)
+    if bias is not None:
+        biases[:O] = bias
+    convolve(
+        flat(x), flat(w.reshape(-1)), aligned(len(sums.taps) * C * wide(O)), y, biases,
+        y[:0] if plus is None else flat(plus), 0 if relu else -numpy.inf, scratch(sums.share),
+        sums.share, sums.taps, sums.runs, sums.phases, (N, H, W, C), filters, sums.steps,
+        sums.window,
+    )  # fmt: skip
+    return nchw(numpy.ascontiguousarray(y.reshape(N, *sums.out, -1)[..., :O]))
 
 
 def conv2d_weight_grad(
@@ -357,21 +376,19 @@ def conv2d_weight_grad(
     **at: Any,
 ) -> Array:  # fmt: skip
     """Gradient of conv2d with respect to w: g (N, O, H', W'), x (N, C, H, W) -> w's shape."""
-    (N, C, H, W), (O, _, *kernel) = x.shape, w_shape
-    taps, corner, size = window_of(_taps(kernel, padding, dilation))
-    g, depth = _widened(g), C * len(taps)
-    parts = parts_of_batch(depth, O)
-    block, share = block_of(g.shape, C, stride, size)
-    u = aligned((parts * depth + TALL) * g.shape[3])
+    (N, C, H, W), (O, _, kh, kw) = x.shape, w_shape
+    sums = forward_sums((H, W), C, wide(O), (kh, kw), stride, padding, dilation)
+    g, depth, parts = _widened(g), C * kh * kw, parts_of_batch(C * kh * kw, O)
+    block, share = block_of(g.shape, C, stride, sums.window[4:])
+    u, dw = aligned((parts * depth + TALL) * wide(O)), aligned(wide(O) * depth)
     correlate(
-        flat(x), g.reshape(-1), u, scratch(share), share, run_list(taps, C), (N, H, W, C),
-        g.shape[1:], (*stride, *corner, *size), parts, block,
+        flat(x), g.reshape(-1), u, dw, scratch(share), share, sums.runs, (N, H, W, C), g.shape[1:],
+        sums.window, parts, block,
     )  # fmt: skip
-    sums = u.reshape(-1, g.shape[3])[: parts * depth].reshape(parts, *kernel, C, -1).sum(axis=0)
-    return numpy.ascontiguousarray(sums[..., :O].transpose(3, 2, 0, 1))
+    return dw[: O * depth].reshape(w_shape)
 
 
-def block_of(g: Shape, C: int, stride: Pair, window: Pair) -> tuple[Pair, int]:
+def block_of(g: Shape, C: int, stride: Pair, window: Sequence[int]) -> tuple[Pair, int]:
     """Choose a block of g (N, H', W', O): images and rows of each; and count its floats."""
     _, rows, columns, O = g
     line = ((columns - 1) * stride[1] + window[1]) * C
@@ -388,47 +405,6 @@ def parts_of_batch(depth: int, O: int) -> int:
     return min(max(2**18 // (depth * O), 4), 16)
 
 
-def _taps(kernel: Sequence[int], padding: Padding, dilation: Pair) -> tuple[Tap, ...]:
-    """Say where the taps of a kernel read, seen from y's first pixel."""
-    (top, _), (left, _) = padding
-    return tuple(
-        (i * dilation[0] - top, j * dilation[1] - left)
-        for i, j in product(range(kernel[0]), range(kernel[1]))
-    )
-
-
-@cache  # a fourth of the time that a small gradient takes before its kernels run
-def _taps_that_meet(phase: Pair, taps: tuple[Tap, ...], stride: Pair) -> Mapping[int, Tap]:
-    """Select the taps that the pixels of a phase meet: their numbers, and where these read dy.
-
-    Tap (row, column) is at pixel (y, x) when dy is at ((y - row) / sh, (x - column) / sw).
-    """
-    met = {}
-    for t in reversed(range(len(taps))):  # so that the columns of dy rise, and join to runs
-        (row, beyond), (column, aside) = (
-            divmod(place - tap, s) for place, tap, s in zip(phase, taps[t], stride, strict=True)
-        )
-        if beyond == aside == 0:
-            met[t] = row, column
-    return met
-
-
-def _matrices(w: Array) -> Array:
-    """Arrange w (O, C, kh, kw) as a matrix for each tap: (taps, C, O)."""
-    O, C, kh, kw = w.shape
-    return w.transpose(2, 3, 1, 0).reshape(kh * kw, C, O)
-
-
-def _empty(N: int, H: int, W: int, C: int) -> Array:
-    """Allocate images (N, H, W, C or more)."""
-    return aligned(N * H * W * wide(C)).reshape(N, H, W, wide(C))
-
-
-def _narrowed(y: Array, O: int) -> Array:
-    """Give the first O channels of y (N, H, W, O or more)."""
-    return numpy.ascontiguousarray(y[..., :O])
-
-
 def _widened(g: Array) -> Array:
     """Give g (N, O, H, W) as (N, H, W, O or more), with zeros in the further channels."""
     N, O, H, W = g.shape
@@ -437,34 +413,3 @@ def _widened(g: Array) -> Array:
     wider = numpy.zeros((N, H, W, wide(O)), numpy.float32)
     wider[..., :O] = nhwc(g)
     return wider
-
-
-def _sum_taps(
-    x: Array, w: Array, taps: Sequence[Tap], y: Array, pixels: Array = None, *,
-    stride: Pair = (1, 1), bias: Array = None, plus: Array = None, relu: bool = False,
-) -> None:  # fmt: skip
-    """Fill y (N, H', W', O), or `pixels`, a view of it, with the sum over taps.
-
-    Pixel (i, j) of the view reads x (N, C, H, W) at stride * (i, j) + tap, times the tap's matrix
-    of w (taps, C, O); bias and `plus` are added if given, and relu is applied.
-    """
-    N, C, H, W = x.shape
-    seen, corner, size = window_of(taps)
-    pixels = y if pixels is None else pixels
-    _, rows, columns, O = pixels.shape
-    first = (_address(pixels) - _address(y)) // y.itemsize
-    steps = (step // y.itemsize for step in pixels.strides[:3])
-    height, width = ((n - 1) * s + k for n, s, k in zip((BAND, columns), stride, size, strict=True))
-    share = (height * width + ROWS * stride[1]) * C  # a tile reads ROWS pixels, though y has less
-    added, biases = y.reshape(-1)[:0] if plus is None else flat(plus), numpy.zeros(O, y.dtype)
-    if bias is not None:
-        biases[: len(bias)] = bias
-    convolve(
-        flat(x), panels(w), y.reshape(-1), biases, added, 0 if relu else -numpy.inf, scratch(share),
-        share, run_list(seen, C), (N, H, W, C), (rows, columns, O, first, *steps),
-        (*stride, *corner, *size),
-    )  # fmt: skip
-
-
-def _address(a: Array) -> int:
-    return a.__array_interface__["data"][0]

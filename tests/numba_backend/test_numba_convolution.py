@@ -21,6 +21,7 @@ from tinygrad_cnn.backends.numba_backend import (
     direct,
     grouped,
     host,
+    narrow,
     pixelwise,
     simd,
     transforms,
@@ -73,14 +74,15 @@ def errors(ours, expected):
     [
         ("winograd", (2, 16, 8, 8), (32, 16, 3, 3), {}),
         ("winograd", (1, 48, 1, 7), (16, 48, 3, 3), dict(padding=((2, 0), (1, 1)))),
-        ("direct", (2, 3, 8, 8), (16, 3, 3, 3), {}),
+        ("direct, dX narrow", (2, 3, 8, 8), (16, 3, 3, 3), {}),
+        ("direct", (2, 8, 8, 8), (16, 8, 3, 3), dict(stride=(1, 3))),
         ("direct", (2, 16, 8, 8), (24, 16, 3, 3), {}),
         ("direct", (2, 16, 8, 8), (16, 16, 3, 3), dict(stride=(2, 2))),
         ("direct", (2, 16, 8, 8), (16, 16, 3, 3), dict(dilation=(2, 2))),
         ("direct", (2, 16, 8, 8), (16, 16, 1, 1), {}),  # padded
         ("pixelwise", (2, 16, 8, 8), (16, 16, 1, 1), dict(padding=NONE)),
-        ("pixelwise", (1, 3, 4, 4), (5, 3, 1, 1), dict(padding=NONE)),
-        ("direct", (1, 3, 5, 5), (5, 3, 1, 1), dict(padding=NONE)),
+        ("pixelwise, dX narrow", (1, 3, 4, 4), (5, 3, 1, 1), dict(padding=NONE)),
+        ("direct, dX narrow", (1, 3, 5, 5), (5, 3, 1, 1), dict(padding=NONE)),
         ("direct", (2, 16, 8, 8), (16, 16, 1, 1), dict(padding=NONE, stride=(2, 2))),
         ("direct", (2, 16, 8, 8), (16, 16, 5, 5), {}),
         ("grouped", (2, 16, 8, 8), (16, 8, 3, 3), dict(groups=2)),
@@ -92,16 +94,16 @@ def errors(ours, expected):
     ],
 )
 def test_the_table_of_paths(path, x, w, changes):
-    at = ONE | changes
+    (path, _, back), at = path.partition(", dX "), ONE | changes
     sizes = {name: at[name] for name in ("stride", "padding", "dilation")}
     g = (x[0], w[0], *output_size(x[2:], kernel=w[2:], **sizes))
     assert NUMBA.choose("conv2d", shapes=(x, w), dtype="float32", **at) == path
     assert NUMBA.choose("conv2d", shapes=(x, w), dtype="float64", **at) == "reference"
-    for kernel, shapes, told in (
-        ("conv2d_input_grad", (g, w), dict(x_shape=x)),
-        ("conv2d_weight_grad", (g, x), dict(w_shape=w)),
+    for kernel, shapes, told, expected in (
+        ("conv2d_input_grad", (g, w), dict(x_shape=x), back or path),
+        ("conv2d_weight_grad", (g, x), dict(w_shape=w), path),
     ):
-        assert NUMBA.choose(kernel, shapes=shapes, dtype="float32", **told, **at) == path
+        assert NUMBA.choose(kernel, shapes=shapes, dtype="float32", **told, **at) == expected
 
 
 @pytest.mark.parametrize("module", [winograd, direct])
@@ -162,6 +164,20 @@ def test_pixelwise_convolution_of_any_size(N, C, O, H, W):
     x, g = images(rng, N, C, H, W), images(rng, N, O, H, W)
     w = rng.standard_normal((O, C, 1, 1)).astype(np.float32)
     assert max(errors(results(pixelwise, x, w, g, **at), exact(x, w, g, **at))) < 3e-6
+
+
+@given(conv2d_cases(dtype="float32", channels=st.integers(1, 8), groups=st.just(1)))
+def test_the_gradient_of_few_channels_of_any_geometry(case):
+    x, w, settings = case
+    at = conv2d_settings(x.shape, w.shape, **settings)
+    assume(x.size and x.shape[1] * at["stride"][1] <= host.WIDTH)
+    rng = np.random.default_rng(0)
+    g, plus = images(rng, *NUMPY.conv2d(x, w, **at).shape), images(rng, *x.shape)
+    for added in None, plus:
+        ours = narrow.conv2d_input_grad(g, w, x_shape=x.shape, plus=added, **at)
+        exact = np.float64(g), np.float64(w)
+        expected = NUMPY.conv2d_input_grad(*exact, x_shape=x.shape, plus=added, **at)
+        assert max(errors([ours], [expected])) < 3e-6
 
 
 @given(conv2d_cases(dtype="float32", channels=st.just(1), groups=st.sampled_from([16, 48])))
