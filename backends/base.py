@@ -327,9 +327,9 @@ class Backend:
     def batch_norm_grad(
         self, g: Array, x: Array, weight: Array, bias: Array, *, mean: Array, var: Array,
         y: Array = None, eps: float, training: bool, residual: bool = False,
-        overwrite_g: bool = False,
+        overwrite_g: bool = False, plus: Array = None,
     ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
-        """Give batch_norm's gradients: dx, dweight, dbias and, if it had one, the residual's.
+        """Give batch_norm's gradients: dx (and `plus`), dweight, dbias and, if any, the residual's.
 
         y is its output if relu was applied. (With x and bias a kernel can do without reading it.)
         With `overwrite_g` a kernel may write a result over g, whose memory is in the caches then.
@@ -343,6 +343,7 @@ class Backend:
         if training:  # mean and var depend on x too: remove g's components along 1 and x_hat
             dx = per_channel(xp.subtract, g, mean_g) - per_channel(xp.multiply, x_hat, mean_gx)
         dx = per_channel(xp.multiply, dx, weight * inv_std)
+        dx = dx if plus is None else self.add(dx, plus, out=dx)
         dweight, dbias = ((m * pixels).astype(x.dtype) for m in (mean_gx, mean_g))
         return dx, dweight, dbias, g if residual else None
 

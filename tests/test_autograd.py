@@ -234,6 +234,26 @@ def test_a_vjp_may_add_the_gradient_that_waits(toy):
     assert waited == [True, False, False]
 
 
+def test_a_joint_vjp_may_add_the_gradient_that_waits_at_its_first_input(toy):
+    waited = []
+
+    @toy
+    def product(x, y):
+        def vjp(g, needs, plus=None):
+            waited.append(plus is not None)
+            dx = g * y
+            return (dx if plus is None else dx + plus, g * x)
+
+        return x.data * y.data, vjp
+
+    x, y = leaf([1.0, 2.0]), leaf([3.0, 5.0])
+    (product(x, y) + x + y).sum().backward()
+    assert (values(x.grad), values(y.grad)) == ([4.0, 6.0], [2.0, 3.0])
+    (product(x.detach(), y) + y).sum().backward()  # nothing waits where no gradient is wanted
+    assert values(y.grad) == [4.0, 6.0]
+    assert waited == [True, False]
+
+
 def test_an_image_may_be_its_own_filter():
     x = leaf(np.arange(1.0, 7.0).reshape(1, 1, 2, 3))
     assert tg.gradcheck(lambda x: F.conv2d(x, x, padding=1)[:, :, :2, :3] * x + x, [x], order=2)

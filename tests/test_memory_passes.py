@@ -170,17 +170,20 @@ def check_batch_norm(fast, draw, training, residual, relu):
     y, mean, var = ours  # of one of them: on which side of 0 a value lies, rounding may decide
     at = dict(mean=mean, var=var, y=y if relu else None, eps=1e-2)
     at |= dict(training=training, residual=residual)
-    ours, theirs = both(fast, "batch_norm_grad", draw(), x, weight, bias, **at)
-    for here, there in list(zip(ours, theirs, strict=True))[: 3 + residual]:
-        assert_close(here, there, x.dtype)
+    for waiting in None, draw():
+        ours, theirs = both(fast, "batch_norm_grad", draw(), x, weight, bias, plus=waiting, **at)
+        for here, there in list(zip(ours, theirs, strict=True))[: 3 + residual]:
+            assert_close(here, there, x.dtype)
     assert residual or ours[3] is theirs[3] is None
     assert_layout(ours[0], x)
-    check_overwriting(fast, draw(), x, weight, bias, at)
+    for waiting in None, draw():
+        check_overwriting(fast, draw(), x, weight, bias, at | dict(plus=waiting))
 
 
 def check_overwriting(fast, g, x, weight, bias, at):
     """Compare the gradients where g may be written over with those where it may not."""
-    kept, others = g.copy(order="K"), [a for a in (x, weight, bias, at["y"]) if a is not None]
+    kept = g.copy(order="K")
+    others = [a for a in (x, weight, bias, at["y"], at["plus"]) if a is not None]
     expected = fast.batch_norm_grad(g, x, weight, bias, **at)
     assert np.array_equal(g, kept, equal_nan=True)
     before = [a.copy() for a in others]

@@ -118,10 +118,10 @@ def op(
     `vjps` is a tuple with one function per variable: `g -> dx`; or a single
     `(g, needs) -> (dx, dw, ...)` where one kernel gives them all and `needs` tells which are
     wanted. A further parameter called `y` is given the op's own output; one called `plus`, None by
-    default, the gradient that its input has from elsewhere, to be added in the same pass (to a new
-    array). What a vjp gives may be written over, so it keeps none of it. `broadcasts` ops have
-    their gradients summed to their inputs' shapes; `view` says that the result may share memory
-    with the input.
+    default, the gradient that its input (of several the first) has from elsewhere, to be added in
+    the same pass (to a new array). What a vjp gives may be written over, so it keeps none of it.
+    `broadcasts` ops have their gradients summed to their inputs' shapes; `view` says that the
+    result may share memory with the input.
     """
     if fn is None:
         return lambda fn: op(fn, broadcasts=broadcasts, view=view)
@@ -294,12 +294,10 @@ def _call_vjps(node: Node, g: Any, needs: list[bool], waiting: Waiting) -> Seque
         y = y.constant(y.data)
         y.node = node  # so that the output, too, can be differentiated
     if callable(node.vjps):
-        return node.vjps(g, needs, **_extras(node.vjps, y, None, waiting))
+        return node.vjps(g, needs, **_extras(node.vjps, y, node.parents[0], waiting))
     g.spare &= sum(needs) == 1  # each vjp is given g
     calls = zip(node.vjps, node.parents, needs, strict=True)
-    return [
-        v(g, **_extras(v, y, parent, waiting)) if needed else None for v, parent, needed in calls
-    ]
+    return [v(g, **_extras(v, y, p, waiting)) if needed else None for v, p, needed in calls]
 
 
 def _extras(v: Vjp, y: Any, parent: Node | None, waiting: Waiting) -> dict[str, Any]:

@@ -215,8 +215,9 @@ __global__ void join_gradient_sums(const double* partial, int blocks, const doub
 }
 
 // dx = (g - mean(g) - x_hat * mean(g * x_hat)) * weight / sqrt(var + eps), g masked by relu as above.
+// `plus`, if any, is added.
 template <typename T>
-__global__ void input_gradient(const T* g, const T* x, const double* mean,
+__global__ void input_gradient(const T* g, const T* x, const T* plus, const double* mean,
                                const double* var, const T* weight, const T* bias, double eps, int relu,
                                const double* means, int pixels, int C, int each, T* dx) {
     Share own(pixels, C, each);
@@ -224,11 +225,12 @@ __global__ void input_gradient(const T* g, const T* x, const double* mean,
     Normalisation<T> normalised(mean, var, weight, bias, eps, own.channel);
     T mean_g = means[own.channel], slope = means[C + own.channel];
     struct Value {
-        T g, x;
+        T g, x, plus;
     };
-    auto read = [=](int i) { return Value{g[i], x[i]}; };
+    auto read = [=](int i) { return Value{g[i], x[i], plus ? plus[i] : T(0)}; };
     for_each(own.first, own.step, own.end, read, [=](int i, Value value) {
         T passed = !relu || normalised(value.x) > 0 ? value.g : T(0);
-        dx[i] = (passed - mean_g - (value.x - normalised.mean) * slope) * normalised.scale;
+        T change = (passed - mean_g - (value.x - normalised.mean) * slope) * normalised.scale;
+        dx[i] = change + value.plus;
     });
 }

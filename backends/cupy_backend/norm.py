@@ -35,9 +35,9 @@ def batch_norm(
 def batch_norm_grad(
     backend: CupyBackend, g: Array, x: Array, weight: Array, bias: Array, *, mean: Array,
     var: Array, y: Array = None, eps: float, training: bool, residual: bool = False,
-    overwrite_g: bool = False,
+    overwrite_g: bool = False, plus: Array = None,
 ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
-    """Give batch_norm's gradients: dx, dweight, dbias and, if it had one, the residual's."""
+    """Give batch_norm's gradients: dx (and `plus`), dweight, dbias and, if any, the residual's."""
     run, relu = _Pass(backend, x), y is not None
     at, partial = run.per_channel(mean, var, weight, bias, eps), run.partial_sums(2)
     masked = backend.empty(g.shape, g.dtype) if relu and residual else None
@@ -49,7 +49,7 @@ def batch_norm_grad(
     run.join("join_gradient_sums<T>", partial, *statistics, training, dweight, dbias, means)
     if masked is not None:
         g, relu = masked, False
-    run("input_gradient<T>", g, x, *at, relu, means, *run.share, dx)
+    run("input_gradient<T>", g, x, plus, *at, relu, means, *run.share, dx)
     return dx, dweight, dbias, g if residual else None
 
 

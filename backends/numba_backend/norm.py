@@ -110,8 +110,8 @@ def sum_gradients(g, y, x, at, relu, first, last, masked, s, q):
 
 
 @njit
-def input_gradient_block(g, x, at, mean_g, slope, relu, first, last, dx):
-    """dx = (g - mean_g - (x - mean) * slope) * scale, of what the ReLU let pass."""
+def input_gradient_block(g, x, plus, at, mean_g, slope, relu, first, last, dx):
+    """dx = (g - mean_g - (x - mean) * slope) * scale + plus, of what the ReLU let pass."""
     L = x.shape[1]
     for l in range(0, L, SPAN):
         zero = zero_tile(1, SPAN)
@@ -122,7 +122,10 @@ def input_gradient_block(g, x, at, mean_g, slope, relu, first, last, dx):
             passed = load_tile(g, place, 0, zero)
             if relu:
                 passed = select_greater(fma(d, scale, shift), zero, passed, zero)
-            store_rows(dx, place, 0, (passed - center - d * factor) * scale, 1)
+            v = (passed - center - d * factor) * scale
+            if len(plus):
+                v = v + load_tile(plus, place, 0, zero)
+            store_rows(dx, place, 0, v, 1)
 
 
 @njit(forceinline=True)
@@ -247,12 +250,13 @@ def add_parts(partial, sums):
 
 
 @allocating(
-    "void(float32[:, ::1], float32[:, ::1], float64[::1], float64[::1], float32[::1], "
-    "float32[::1], float64, boolean, float64[:, ::1], intp, float32[:, ::1])"
+    "void(float32[:, ::1], float32[:, ::1], float32[:, ::1], float64[::1], float64[::1], "
+    "float32[::1], float32[::1], float64, boolean, float64[:, ::1], intp, float32[:, ::1])"
 )
-def input_gradient(g, x, mean, var, weight, bias, eps, relu, means, parts, dx):
+def input_gradient(g, x, plus, mean, var, weight, bias, eps, relu, means, parts, dx):
     """dx = (g - mean(g) - x_hat * mean(g * x_hat)) * weight / sqrt(var + eps), g masked by relu.
 
+    `plus` is added, unless it is empty.
     `means` (2, C) are mean(g) and mean(g * (x - mean)) / (var + eps); zeros in evaluation, when
     mean and var are constants.
     """
@@ -264,7 +268,7 @@ def input_gradient(g, x, mean, var, weight, bias, eps, relu, means, parts, dx):
         for first in range(start, stop, BLOCK):
             last = min(first + BLOCK, stop)
             # dx may be g: of a view Numba doesn't promise LLVM that it lies apart
-            input_gradient_block(g, x, at, mean_g, slope, relu, first, last, dx[:])
+            input_gradient_block(g, x, plus, at, mean_g, slope, relu, first, last, dx[:])
 
 
 def batch_norm(
@@ -286,8 +290,9 @@ def batch_norm(
 def batch_norm_grad(
     g: Array, x: Array, weight: Array, bias: Array, *, mean: Array, var: Array, y: Array = None,
     eps: float, training: bool, residual: bool = False, overwrite_g: bool = False,
+    plus: Array = None,
 ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
-    """Give batch_norm's gradients: dx, dweight, dbias and, if it had one, the residual's.
+    """Give batch_norm's gradients: dx (and `plus`), dweight, dbias and, if any, the residual's.
 
     What is written over g needs no memory of its own, which would be read before it is written.
     """
@@ -305,7 +310,8 @@ def batch_norm_grad(
         g_rows, relu = masked, False
     means = sums / (x.size // weight.size) if training else numpy.zeros_like(sums)
     means[1] /= at[1] + eps
-    input_gradient(g_rows, x_rows, *at, eps, relu, means, parts, dx)
+    added = x_rows[:0] if plus is None else rows_of(plus)
+    input_gradient(g_rows, x_rows, added, *at, eps, relu, means, parts, dx)
     dweight = sums[1] / numpy.sqrt(at[1] + eps)
     of_residual = _images(g_rows, x) if residual else None
     return _images(dx, x), dweight.astype(x.dtype), sums[0].astype(x.dtype), of_residual

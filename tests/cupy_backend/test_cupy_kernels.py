@@ -145,7 +145,9 @@ def test_batch_norm_with_any_number_of_channels(emulated, channels, dtype):
     assert_same(emulated, "batch_norm", x, weight, bias, r, eps=1e-3, relu=True)
     y, mean, var = NUMPY.batch_norm(x, weight, bias, r, eps=1e-3, relu=True)
     at = dict(mean=mean, var=var, eps=1e-3, training=True)
-    assert_same(emulated, "batch_norm_grad", g, x, weight, bias, y=y, residual=True, **at)
+    for plus in None, r:
+        more = dict(y=y, residual=True, plus=plus)
+        assert_same(emulated, "batch_norm_grad", g, x, weight, bias, **more, **at)
 
 
 def test_batch_norm_of_many_blocks_far_from_zero(emulated):

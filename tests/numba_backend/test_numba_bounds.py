@@ -80,7 +80,9 @@ def normalise(N, C, H, W):
     for added in None, residual:
         y, mean, var = run("batch_norm", x, weight, bias, added, eps=1e-5, relu=True)
         at = dict(mean=mean, var=var, y=y, eps=1e-5, training=True)
-        run("batch_norm_grad", g, x, weight, bias, residual=added is not None, **at)
+        at |= dict(residual=added is not None)
+        run("batch_norm_grad", g, x, weight, bias, **at)
+        run("batch_norm_grad", g, x, weight, bias, **at, plus=residual)
     for kernel, inputs in ("add", (x, g)), ("relu", (x,)), ("relu_grad", (g, x)):
         run(kernel, *inputs)
 

@@ -193,6 +193,18 @@ def test_a_residual_network_s_norms_write_over_what_they_are_given(monkeypatch):
     assert asked == [True] * 19
 
 
+def test_the_norms_of_a_pre_activation_network_add_what_waits_at_the_trunk(monkeypatch):
+    waits, run = [], type(NUMBA).batch_norm_grad
+    monkeypatch.setattr(
+        type(NUMBA), "batch_norm_grad",
+        lambda *a, **at: waits.append(at["plus"] is not None) or run(*a, **at),
+    )  # fmt: skip
+    with tg.use_backend("numba"):
+        net = tg.models.build("preact_resnet20", rng=np.random.default_rng(0))
+        net(tg.zeros(2, 3, 32, 32)).sum().backward()
+    assert sum(waits) == 8  # of nine blocks; the first one's shortcut follows its norm
+
+
 def test_any_number_of_threads_gives_the_same_bits():
     environment = {**os.environ, "NUMBA_NUM_THREADS": "3", "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, "-c", DIGESTS]

@@ -24,16 +24,17 @@ def batch_norm(x, weight, bias, *residual, mean, var, eps, relu, on_statistics):
         on_statistics(mean, var)
     at = dict(mean=mean, var=var, eps=eps, training=training)
 
-    def vjp(g, needs, relu_of=None):  # the result, where it is a ReLU's
+    def vjp(g, needs, relu_of=None, plus=None):  # relu_of: the result, where it is a ReLU's
         if any(needs[:3]) and not recording.get():
             how = dict(y=relu_of, residual=n_residual > 0, overwrite_g=g.spare)
+            how |= dict(plus=None if plus is None else plus.data)
             grads = g.backend.batch_norm_grad(g.data, x.data, weight.data, bias.data, **how, **at)
             return [g.constant(dx) for dx in grads[: 3 + n_residual]]
         g = g if relu_of is None else relu_grad(g, y=relu_of)
         dx_dw_db = _formula(g, x, weight, **at) if any(needs[:3]) else (None, None, None)
         return (*dx_dw_db, *[g] * n_residual)
 
-    return y, (lambda g, needs, y: vjp(g, needs, y.data)) if relu else vjp
+    return y, (lambda g, needs, y, plus=None: vjp(g, needs, y.data, plus)) if relu else vjp
 
 
 def _formula(g, x, weight, *, mean, var, eps, training):
