@@ -71,9 +71,10 @@ def _pixelwise(shapes: Shapes, **settings: Any) -> bool:
     return one and alone and N * H * W % 16 == 0  # rows of at least 16 pixels
 
 
-def _narrow(shapes: Shapes, *, stride: Pair, groups: int, **settings: Any) -> bool:
-    channels = _filters(shapes, settings)[1]  # of at least two pixels fit into a tile
-    return groups == 1 and channels * max(stride[1], 2) <= 16
+def _narrow(shapes: Shapes, *, stride: Pair, dilation: Pair, groups: int, **settings: Any) -> bool:
+    _, c, _, width = _filters(shapes, settings)
+    pixels = max(stride[1], 2)  # at least, of a group; by a lone or a dilated tap it gains nothing
+    return groups == 1 and c * pixels <= 16 and width > 1 and dilation[1] == 1
 
 
 def _ungrouped(shapes: Shapes, *, groups: int, **settings: Any) -> bool:
@@ -148,7 +149,7 @@ class NumbaBackend(NumpyBackend):
 
 
 def _best(kernel: str, shapes: Shapes, dtype: Any, settings: dict[str, Any]) -> Path | None:
-    if 0 not in chain.from_iterable(shapes):
+    if 0 not in chain(*shapes, settings.get("x_shape", ())):
         return paths.best(PATHS.get(kernel, ()), shapes, dtype, settings)
     return None
 

@@ -25,9 +25,8 @@ from ..geometry import Padding, Pair, Shape, output_size
 from .arrays import empty, flat, images
 from .bias import finished
 from .compiler import kernel
-from .direct import inside
 from .host import LANES
-from .parts import bounds, number_of_parts
+from .parts import bounds, inside, number_of_parts
 from .pointwise import add
 from .simd import fma, load, prefetch, splat, store
 

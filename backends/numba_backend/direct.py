@@ -2,8 +2,8 @@
 
     y[n, oy, ox] = sum over taps t of  x[n, sh * oy + row(t), sw * ox + column(t)] @ w[t]
 
-With the places left open, that is the convolution and its gradient with respect to x, too. Which
-taps a pixel meets, and where they read, is worked out in `taps.py`.
+With the places left open, this is also the gradient with respect to x. Which taps a pixel meets,
+and where they read, is worked out in `taps.py`.
 
       x with zeros around it, copied in bands
     +-------------------------+
@@ -30,6 +30,7 @@ from .arrays import aligned, flat, scratch
 from .bias import finished
 from .compiler import kernel
 from .host import BROAD, HALF, LANES, ROWS, TALL, WIDTH
+from .parts import inside
 from .pointwise import add
 from .simd import (
     add_product,
@@ -134,7 +135,7 @@ def convolve_row(whole, half, y, start, across, pixels, a, at, line, step, runs,
 
 @njit
 def arrange(w, filters, tap, first, C, panels, to, width):
-    """Copy the weights of a tap for `width` outputs, from `first` on, as [C][width]."""
+    """Copy a tap's weights for `width` outputs, from `first` on, as [C][width], then zeros."""
     O, o_step, c_step = filters
     count = min(width, O - first)
     for c in range(C):
@@ -156,7 +157,7 @@ def convolve(
     """Sum over all taps; bias [O], plus and `least` are write_tile's.
 
     Output o's weight for channel c of tap t is w[o * o_step + c * c_step + t]: `filters` says how
-    many outputs there are, o_step and c_step. `panels` holds them as [O/width][taps][C][width].
+    many outputs there are, o_step and c_step. `panels` holds them as [O/tile][taps][C][tile].
     `taps`, `runs` (row, first float, floats) and `phases` (rows, columns, place of the first pixel,
     first run, run after the last, taps before) are those of `Sums`; `steps` lead from a phase's
     image to the next, to the next row and to the next column, in floats.
@@ -166,10 +167,10 @@ def convolve(
     O, rows, columns = len(bias), phases[0, 0], phases[0, 1]
     image, down, across = steps
     sh, sw, top, left, height, width = window
-    broad = tile_width(O)
-    for i in prange(O // broad * len(taps)):
+    tile = tile_width(O)
+    for i in prange(O // tile * len(taps)):
         panel, tap = divmod(intp(i), len(taps))
-        arrange(w, filters, taps[tap], panel * broad, C, panels, intp(i) * C * broad, broad)
+        arrange(w, filters, taps[tap], panel * tile, C, panels, intp(i) * C * tile, tile)
     copied = (columns - 1) * sw + width  # columns of x
     line, added = copied * C, (bias, plus, least)
     bands = (rows + BAND - 1) // BAND
@@ -209,15 +210,12 @@ def copy_panels(g, first, pixels, O, to, place):
             copy(to, place + o * pixels + pixel * width, g, first + pixel * O + o, width)
 
 
-@njit
-def inside(first, step, count, size):
-    """Give those t of 0 ... count - 1 for which first + t * step lies in [0, size)."""
-    return range(max(0, -(first // step)), min(count, -((first - size) // step)))
-
-
 @njit(forceinline=True)
 def add_rows(tile, a, at, g, gi, shape, view, steps, ys, xs):
-    """Add the products of rows ys, columns xs of a block's g to a tile, which starts at a[at]."""
+    """Add the products of rows ys, columns xs of a block's g to a tile.
+
+    g's first pixel meets what begins at a[at], or would there, were it not outside.
+    """
     count, rows, columns, _ = shape
     high, line, _, _ = view
     down, across = steps
@@ -281,8 +279,8 @@ def correlate(x, g, u, dw, space, share, runs, x_shape, g_shape, window, parts, 
 
     u [parts][floats of all runs][O] has the sums of each part of the batch.
     A block is whole images, or some rows of g of one image: what stays in the cache, x with its
-    padding and g in panels. Where a tile is a part of one pixel, it leaves out what is outside of
-    the image, and x is read where it is. u ends with TALL rows more: a tile is read in whole,
+    padding and g in panels. But x is read where it is, if no tile straddles two pixels: what is
+    outside of the image is then left out. u ends with TALL rows more: a tile is read in whole,
     though only its run's rows are written.
     """
     N, H, W, C = x_shape
@@ -334,7 +332,8 @@ def conv2d(
 ) -> Array:  # fmt: skip
     """Cross-correlate x (N, C, H, W) with w (O, C, kh, kw); add bias and residual; apply relu."""
     O, C, kh, kw = w.shape
-    sums = forward_sums(x.shape[2:], C, wide(O), (kh, kw), stride, padding, dilation)
+    at = dict(kernel=(kh, kw), stride=stride, padding=padding, dilation=dilation)
+    sums = forward_sums(x.shape[2:], C, wide(O), **at)
     filters = O, C * kh * kw, kh * kw
     if residual is None or wide(O) == O:  # else it doesn't lie as y does
         return sum_taps(x, w, filters, sums, bias=bias, plus=residual, relu=relu)
@@ -347,7 +346,8 @@ def conv2d_input_grad(
 ) -> Array:  # fmt: skip
     """Gradient with respect to x, and `plus` if given: g (N, O, H', W') -> (N, C, H, W)."""
     O, C, kh, kw = w.shape
-    sums = backward_sums(x_shape[2:], wide(C), O, (kh, kw), stride, padding, dilation)
+    at = dict(kernel=(kh, kw), stride=stride, padding=padding, dilation=dilation)
+    sums = backward_sums(x_shape[2:], wide(C), O, **at)
     added = plus if wide(C) == C else None  # else it doesn't lie as dx does
     dx = sum_taps(g, w, (C, kh * kw, C * kh * kw), sums, plus=added)
     return dx if plus is added else add(dx, plus, out=dx)
@@ -377,7 +377,8 @@ def conv2d_weight_grad(
 ) -> Array:  # fmt: skip
     """Gradient of conv2d with respect to w: g (N, O, H', W'), x (N, C, H, W) -> w's shape."""
     (N, C, H, W), (O, _, kh, kw) = x.shape, w_shape
-    sums = forward_sums((H, W), C, wide(O), (kh, kw), stride, padding, dilation)
+    at = dict(kernel=(kh, kw), stride=stride, padding=padding, dilation=dilation)
+    sums = forward_sums((H, W), C, wide(O), **at)
     g, depth, parts = _widened(g), C * kh * kw, parts_of_batch(C * kh * kw, O)
     block, share = block_of(g.shape, C, stride, sums.window[4:])
     u, dw = aligned((parts * depth + TALL) * wide(O)), aligned(wide(O) * depth)

@@ -21,3 +21,9 @@ def number_of_parts(values: int, rows: int) -> int:
 def bounds(rows, parts, part):
     """Give the first row of a part and the first after it; the sizes differ by one at most."""
     return rows * part // parts, rows * (part + 1) // parts
+
+
+@njit
+def inside(first, step, count, size):
+    """Give those t of 0 ... count - 1 for which first + t * step lies in [0, size)."""
+    return range(max(0, -(first // step)), min(count, -((first - size) // step)))

@@ -35,17 +35,17 @@ from .host import ROWS
 BAND = 8  # rows of y that share a copy of the rows of x which they read
 
 Tap = tuple[int, int]  # row, column
-# The phases of an axis: how many pixels each has, which taps of the kernel's rows or columns they
-# meet, and where its first pixel reads.
-Phases = list[tuple[int, dict[int, int]]]
+# The phases of rows, or of columns: how many pixels each has, which taps these meet, and where the
+# first pixel reads.
+Axis = list[tuple[int, dict[int, int]]]
 
 
-def forward_phases(size: int, taps: int, before: int, dilation: int) -> Phases:
+def forward_phases(size: int, taps: int, before: int, dilation: int) -> Axis:
     """Give the one phase of an axis of y, `size` pixels long: all meet all taps."""
     return [(size, {t: t * dilation - before for t in range(taps)})]
 
 
-def backward_phases(size: int, taps: int, before: int, dilation: int, stride: int) -> Phases:
+def backward_phases(size: int, taps: int, before: int, dilation: int, stride: int) -> Axis:
     """Give the phases of an axis of dx, `size` pixels long, whose taps read dy.
 
     >>> backward_phases(7, taps=3, before=1, dilation=1, stride=2)
@@ -88,7 +88,7 @@ class Sums(NamedTuple):
 
 
 def sums_of(
-    rows: Phases, columns: Phases, C: int, out: Pair, O: int, *, stride: Pair, kernel_width: int
+    rows: Axis, columns: Axis, C: int, out: Pair, O: int, *, stride: Pair, kernel_width: int
 ) -> Sums:
     """Arrange the sums over taps that read C channels, for a y of `out` pixels, O channels."""
     tops, lefts = ([n for _, met in axis for n in met.values()] or [0] for axis in (rows, columns))
@@ -97,13 +97,13 @@ def sums_of(
     taps: list[int] = []
     runs: list[list[int]] = []
     phases = []
-    for (i, (high, down)), (j, (across, aside)) in product(enumerate(rows), enumerate(columns)):
+    for (i, (high, below)), (j, (wide, aside)) in product(enumerate(rows), enumerate(columns)):
         met = {
             t * kernel_width + s: (row - top, column - left)
-            for (t, row), (s, column) in product(down.items(), aside.items())
+            for (t, row), (s, column) in product(below.items(), aside.items())
         }
         mine, place = run_list(met.values(), C), (i * out[1] + j) * O
-        phases.append((high, across, place, len(runs), len(runs) + len(mine), len(taps)))
+        phases.append((high, wide, place, len(runs), len(runs) + len(mine), len(taps)))
         runs += mine
         taps += met
     # a band with what it reads beside it; a tile reads ROWS pixels, though y has less
@@ -116,14 +116,14 @@ def sums_of(
     )  # fmt: skip
 
 
-# To find them takes longer than a small convolution does, so they are kept.
+# Sums are kept, for to find them takes longer than to compute those of a single small image.
 
 
 @lru_cache(maxsize=1024)
 def forward_sums(
-    size: Pair, C: int, O: int, kernel: Pair, stride: Pair, padding: Padding, dilation: Pair
+    size: Pair, C: int, O: int, *, kernel: Pair, stride: Pair, padding: Padding, dilation: Pair
 ) -> Sums:
-    """Give what a convolution of images (C, *size) sums."""
+    """Give what a convolution of images (C, *size) sums; y has O channels, a multiple of WIDTH."""
     out = output_size(size, kernel=kernel, stride=stride, padding=padding, dilation=dilation)
     before = [first for first, _ in padding]
     rows, columns = map(forward_phases, out, kernel, before, dilation)
@@ -132,9 +132,9 @@ def forward_sums(
 
 @lru_cache(maxsize=1024)
 def backward_sums(
-    size: Pair, C: int, O: int, kernel: Pair, stride: Pair, padding: Padding, dilation: Pair
+    size: Pair, C: int, O: int, *, kernel: Pair, stride: Pair, padding: Padding, dilation: Pair
 ) -> Sums:
-    """Give what the gradient with respect to images (C, *size) sums: O channels of dy."""
+    """Give what the gradient with respect to images sums; C, of dx, is a multiple of WIDTH."""
     before = [first for first, _ in padding]
     rows, columns = map(backward_phases, size, kernel, before, dilation, stride)
     return sums_of(rows, columns, O, size, C, stride=(1, 1), kernel_width=kernel[1])

@@ -257,6 +257,7 @@ assert not errors
 print(*seen, end=" ")  # not by the threads, whose words could mix
 import threadpoolctl
 pools = threadpoolctl.threadpool_info()
+pools = [pool for pool in pools if "scipy.libs" not in pool["filepath"]]  # Numba may load it later
 blas = [pool["num_threads"] for pool in pools if pool["user_api"] == "blas"]
 print(numba.threading_layer(), *blas)
 """
