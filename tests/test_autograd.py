@@ -254,6 +254,25 @@ def test_a_joint_vjp_may_add_the_gradient_that_waits_at_its_first_input(toy):
     assert waited == [True, False]
 
 
+def test_ops_in_a_function_may_call_each_other(toy):
+    """The closure of one has the other, and that one's the first."""
+
+    @toy
+    def sine(x):
+        return np.sin(x.data), (lambda g: g * cosine(x),)
+
+    @toy
+    def cosine(x):
+        return np.cos(x.data), (lambda g: -g * sine(x),)
+
+    assert tg.gradcheck(sine, [leaf([0.5, 2.0])], order=2)
+    x = leaf([0.5])
+    y = sine(x)
+    x.data = x.data + 1.0  # what the vjp needs is found all the same
+    with pytest.raises(tg.SavedTensorChanged, match=r"^sine: "):
+        y.backward()
+
+
 def test_an_image_may_be_its_own_filter():
     x = leaf(np.arange(1.0, 7.0).reshape(1, 1, 2, 3))
     assert tg.gradcheck(lambda x: F.conv2d(x, x, padding=1)[:, :, :2, :3] * x + x, [x], order=2)

@@ -191,12 +191,12 @@ def _parameters(vjp: Vjp) -> tuple[str, ...]:
     return vjp.__code__.co_varnames[: vjp.__code__.co_argcount]
 
 
-def _captured(vjps: Iterable[Vjp]) -> Iterator[Variable]:
+def _captured(vjps: Iterable[Vjp], within: tuple[Vjp, ...] = ()) -> Iterator[Variable]:
     for cell in chain.from_iterable(vjp.__closure__ or () for vjp in vjps):
         if isinstance(cell.cell_contents, Variable):
             yield cell.cell_contents
-        elif isinstance(cell.cell_contents, FunctionType):
-            yield from _captured([cell.cell_contents])
+        elif isinstance(cell.cell_contents, FunctionType) and cell.cell_contents not in within:
+            yield from _captured([cell.cell_contents], (*within, cell.cell_contents))
 
 
 Waiting = dict[Node, Any]  # the gradients that nodes have so far
