@@ -329,7 +329,7 @@ class Backend:
         y: Array = None, eps: float, training: bool, residual: bool = False,
         overwrite_g: bool = False, plus: Array = None,
     ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
-        """Give batch_norm's gradients: dx (and `plus`), dweight, dbias and, if any, the residual's.
+        """Give batch_norm's gradients: dx + plus, dweight, dbias and, if any, its residual's.
 
         y is its output if relu was applied. (With x and bias a kernel can do without reading it.)
         With `overwrite_g` a kernel may write a result over g, whose memory is in the caches then.

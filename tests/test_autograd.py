@@ -249,17 +249,22 @@ def test_a_joint_vjp_may_add_the_gradient_that_waits_at_its_first_input(toy):
     x, y = leaf([1.0, 2.0]), leaf([3.0, 5.0])
     (product(x, y) + x + y).sum().backward()
     assert (values(x.grad), values(y.grad)) == ([4.0, 6.0], [2.0, 3.0])
-    (product(x.detach(), y) + y).sum().backward()  # nothing waits where no gradient is wanted
+    (product(x.detach(), y) + y).sum().backward()
     assert values(y.grad) == [4.0, 6.0]
-    assert waited == [True, False]
+    seeds = tg.tensor([[1.0, 1.0]] * 2, dtype="float64")
+    (dy,) = tg.grad([product(x, y), x], [y], [*seeds])  # at x waits a seed that leads nowhere
+    assert values(dy) == [1.0, 2.0]
+    assert waited == [True, False, False]
 
 
 def test_ops_in_a_function_may_call_each_other(toy):
-    """The closure of one has the other, and that one's the first."""
+    """The closure of one has the other, and that one's the first; at first its cell is empty."""
 
     @toy
     def sine(x):
         return np.sin(x.data), (lambda g: g * cosine(x),)
+
+    sine(leaf([0.5]))
 
     @toy
     def cosine(x):
@@ -613,6 +618,13 @@ FORMULAS = {
     "batch_norm with all": lambda x, w, b: F.batch_norm(
         x, b.detach(), w.detach(), w, b, True, residual=x, relu=True
     ),
+    **{
+        f"batch_norm beside a shortcut, {training=}, {relu=}": lambda x, w, b, t=training, r=relu: (
+            F.batch_norm(x, b.detach(), w.detach(), w, b - 1, t, relu=r) + x
+        )
+        for training in (True, False)
+        for relu in (True, False)
+    },
     **{
         f"local_response_norm of {n}": lambda x, w, b, n=n: (
             F.local_response_norm(x, n, 0.7, 0.6, 1.5) * w.sum() + b.sum()

@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from itertools import chain
-from types import FunctionType, SimpleNamespace
+from types import CellType, FunctionType, SimpleNamespace
 from typing import Any
 
-Vjp = Callable[..., Any]
+Function = Callable[..., Any]  # an op, or a vjp
 
 recording: ContextVar[bool] = ContextVar("recording", default=True)
 op_hooks: ContextVar[tuple[Callable[..., None], ...]] = ContextVar("hooks", default=())
@@ -110,18 +109,16 @@ class Node:
         self.freed = True
 
 
-def op(
-    fn: Callable[..., Any] | None = None, *, broadcasts: bool = False, view: bool = False
-) -> Any:
+def op(fn: Function | None = None, *, broadcasts: bool = False, view: bool = False) -> Any:
     """Make a differentiable op of fn(*variables, **settings) -> (array, vjps).
 
     `vjps` is a tuple with one function per variable: `g -> dx`; or a single
     `(g, needs) -> (dx, dw, ...)` where one kernel gives them all and `needs` tells which are
     wanted. A further parameter called `y` is given the op's own output; one called `plus`, None by
-    default, the gradient that its input (of several the first) has from elsewhere, to be added in
-    the same pass (to a new array). What a vjp gives may be written over, so it keeps none of it.
-    `broadcasts` ops have their gradients summed to their inputs' shapes; `view` says that the
-    result may share memory with the input.
+    default, the gradient that its input (for a single vjp of all, the first) has from elsewhere, to
+    be added in the same pass (to a new array). What a vjp gives may be written over, so it keeps
+    none of it. `broadcasts` ops, whose vjps can't have a `plus`, have their gradients summed to
+    their inputs' shapes; `view` says that the result may share memory with the input.
     """
     if fn is None:
         return lambda fn: op(fn, broadcasts=broadcasts, view=view)
@@ -187,16 +184,18 @@ def _check_count(given: Sequence[Any], inputs: Sequence[Any], name: str) -> None
         )
 
 
-def _parameters(vjp: Vjp) -> tuple[str, ...]:
+def _parameters(vjp: Function) -> tuple[str, ...]:
     return vjp.__code__.co_varnames[: vjp.__code__.co_argcount]
 
 
-def _captured(vjps: Iterable[Vjp], within: tuple[Vjp, ...] = ()) -> Iterator[Variable]:
-    for cell in chain.from_iterable(vjp.__closure__ or () for vjp in vjps):
-        if isinstance(cell.cell_contents, Variable):
-            yield cell.cell_contents
-        elif isinstance(cell.cell_contents, FunctionType) and cell.cell_contents not in within:
-            yield from _captured([cell.cell_contents], (*within, cell.cell_contents))
+def _captured(vjps: Iterable[Function]) -> Iterator[Variable]:
+    seen = [*vjps]
+    for function in seen:  # which grows: functions capture others, in the end each other
+        for held in (c.cell_contents for c in function.__closure__ or () if c != CellType()):
+            if isinstance(held, Variable):
+                yield held
+            elif isinstance(held, FunctionType) and held not in seen:
+                seen.append(held)
 
 
 Waiting = dict[Node, Any]  # the gradients that nodes have so far
@@ -294,13 +293,14 @@ def _call_vjps(node: Node, g: Any, needs: list[bool], waiting: Waiting) -> Seque
         y = y.constant(y.data)
         y.node = node  # so that the output, too, can be differentiated
     if callable(node.vjps):
-        return node.vjps(g, needs, **_extras(node.vjps, y, node.parents[0], waiting))
+        first = node.parents[0] if needs[0] else None
+        return node.vjps(g, needs, **_extras(node.vjps, y, first, waiting))
     g.spare &= sum(needs) == 1  # each vjp is given g
     calls = zip(node.vjps, node.parents, needs, strict=True)
     return [v(g, **_extras(v, y, p, waiting)) if needed else None for v, p, needed in calls]
 
 
-def _extras(v: Vjp, y: Any, parent: Node | None, waiting: Waiting) -> dict[str, Any]:
+def _extras(v: Function, y: Any, parent: Node | None, waiting: Waiting) -> dict[str, Any]:
     """Give a vjp the output, and what to add its result to, if it has a parameter for them."""
     extras = {"y": y} if "y" in _parameters(v) else {}
     if "plus" in _parameters(v) and not recording.get():

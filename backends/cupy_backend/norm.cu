@@ -6,7 +6,7 @@
 //     normalise         x (residual)     y                 4 with a residual
 //
 //     gradient_sums     g x (y)          (masked g)        backward: 5 passes,
-//     input_gradient    g x              dx                7 with a residual and a ReLU
+//     input_gradient    g x (plus)       dx                7 with a residual and a ReLU, 1 more with plus
 //
 // After a ReLU, g counts only where the ReLU let x pass. This mask is computed anew from x, which has
 // to be read anyway, rather than read from y; only where a residual was added, y has to be read. The

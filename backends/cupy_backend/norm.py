@@ -37,7 +37,7 @@ def batch_norm_grad(
     var: Array, y: Array = None, eps: float, training: bool, residual: bool = False,
     overwrite_g: bool = False, plus: Array = None,
 ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
-    """Give batch_norm's gradients: dx (and `plus`), dweight, dbias and, if any, the residual's."""
+    """Give batch_norm's gradients: dx + plus, dweight, dbias and, if any, its residual's."""
     run, relu = _Pass(backend, x), y is not None
     at, partial = run.per_channel(mean, var, weight, bias, eps), run.partial_sums(2)
     masked = backend.empty(g.shape, g.dtype) if relu and residual else None

@@ -73,8 +73,8 @@ def _pixelwise(shapes: Shapes, **settings: Any) -> bool:
 
 def _narrow(shapes: Shapes, *, stride: Pair, dilation: Pair, groups: int, **settings: Any) -> bool:
     _, c, _, width = _filters(shapes, settings)
-    pixels = max(stride[1], 2)  # at least, of a group; by a lone or a dilated tap it gains nothing
-    return groups == 1 and c * pixels <= 16 and width > 1 and dilation[1] == 1
+    fit = c * max(stride[1], 2) <= 16  # a group has two pixels at least, and whole strides
+    return fit and groups == 1 and width > 1 and dilation[1] == 1  # else there is nothing to gain
 
 
 def _ungrouped(shapes: Shapes, *, groups: int, **settings: Any) -> bool:

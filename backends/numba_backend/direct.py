@@ -211,11 +211,11 @@ def copy_panels(g, first, pixels, O, to, place):
 
 
 @njit(forceinline=True)
-def add_rows(tile, a, at, g, gi, shape, view, steps, ys, xs, x, soon, share):
+def add_rows(tile, a, at, g, gi, shape, view, steps, ys, xs, x, soon, asked):
     """Add the products of rows ys, columns xs of a block's g to a tile.
 
-    g's first pixel meets what begins at a[at], or would there, were it not outside. Beside each row
-    a share of x[soon:], the next block, is asked for: the products leave the memory idle.
+    g's first pixel meets what begins at a[at] (perhaps outside of the image). After each row some
+    of x[soon:], the next block, is asked for: the products leave the memory idle.
     """
     count, rows, columns, _ = shape
     high, line, _, _ = view
@@ -225,19 +225,19 @@ def add_rows(tile, a, at, g, gi, shape, view, steps, ys, xs, x, soon, share):
             ai = at + (m * high + y * down) * line + xs.start * across
             pixel = gi + ((m * rows + y) * columns + xs.start) * width_of(tile)
             tile = add_product(tile, a, ai, 1, across, g, pixel, width_of(tile), len(xs))
-            prefetch_row(x, soon, soon + share)
-            soon += share
+            prefetch_row(x, soon, soon + asked)
+            soon += asked
     return tile
 
 
 @njit
-def add_block(whole, half, u, ui, g, gi, a, ai, shape, runs, view, steps, x, soon, share):
+def add_block(whole, half, u, ui, g, gi, a, ai, shape, runs, view, steps, x, soon, asked):
     """Add the products of a block, its g in panels from g[gi] on, to a part's sums u[ui :].
 
     Tiles are as large as `whole`, at the end of a run as `half`.
     `shape` is that of its g: images, rows, columns, channels. The images that it meets begin at
     a[ai], of `high` rows of `line` floats; the window of g's first pixel at row `top`, float
-    `left`. What it has outside is left out. `soon` and `share` are add_rows's.
+    `left`. What it has outside is left out. Of x, its tiles ask for what comes `soon`.
     """
     count, rows, columns, O = shape
     high, line, top, left = view
@@ -248,14 +248,14 @@ def add_block(whole, half, u, ui, g, gi, a, ai, shape, runs, view, steps, x, soo
             xs, at = inside(first + i, steps[1], columns, line), ai + row * line + first + i
             for o in range(0, O, width_of(whole)):
                 to, panel, ahead = ui + o, gi + o * count * rows * columns, length - i
-                factors = a, at, g, panel, shape, view, steps, ys, xs, x, soon, share
+                factors = a, at, g, panel, shape, view, steps, ys, xs, x, soon, asked
                 if ahead > HALF:
                     tile = add_rows(load_tile(u, to, O, whole), *factors)
                     store_rows(u, to, O, tile, ahead)
                 else:
                     tile = add_rows(load_tile(u, to, O, half), *factors)
                     store_rows(u, to, O, tile, ahead)
-                soon += share * count * rows
+                soon += asked * count * rows
             ui += min(rows_of(whole), length - i) * O
 
 
@@ -290,12 +290,13 @@ def correlate(x, g, u, dw, space, share, runs, x_shape, g_shape, window, parts, 
     rows, columns, O = g_shape
     sh, sw, top, left, height, width = window
     together, band = block
-    in_place = C % (TALL if tile_width(O) == WIDTH else ROWS) == 0
+    tile_rows = TALL if tile_width(O) == WIDTH else ROWS
+    in_place = C % tile_rows == 0
     high, copied = (band - 1) * sh + height, (columns - 1) * sw + width
     size, room = (len(u) - TALL * O) // parts, together * band * columns * O
-    # floats of x for each row of g, and how many of them a tile asks for
-    steps, line = (sh, sw * C), len(x) // (N * rows)
-    ahead = (line * ROWS * tile_width(O) // size + WIDTH // 2) // WIDTH * WIDTH
+    # about the floats of x for a row of g, and a tile's part of them in whole lines, or none
+    steps, per_row = (sh, sw * C), len(x) // (N * rows)
+    asked = (per_row * tile_rows * tile_width(O) // size + WIDTH // 2) // WIDTH * WIDTH
     for p in prange(parts):
         a, part = space[get_thread_id() * share :], intp(p)
         ui = part * size
@@ -316,8 +317,8 @@ def correlate(x, g, u, dw, space, share, runs, x_shape, g_shape, window, parts, 
                         to, image = room + n * high * copied * C, (first + n) * H * W * C
                         lines = (shape[1] - 1) * sh + height
                         copy_padded(x, image, (H, W, C), y0 * sh + top, lines, left, copied, a, to)
-                soon = (start + count * shape[1]) * line
-                block = u, ui, panels, gi, read, ai, shape, runs, view, steps, x, soon, ahead
+                soon = (start + count * shape[1]) * per_row
+                block = u, ui, panels, gi, read, ai, shape, runs, view, steps, x, soon, asked
                 if tile_width(O) == WIDTH:
                     add_block(zero_tile(TALL, WIDTH), zero_tile(HALF, WIDTH), *block)
                 else:

@@ -46,7 +46,7 @@ COLUMNS = WIDTH // LANES
 ROWS = min(8, REGISTERS // (2 * COLUMNS))
 HALF = ROWS // 2  # the rows of a tile at an end, where fewer are left
 # Where rows are what a kernel reads, a narrow tile may be taller: 3x3 colours, 9 floats, are one.
-TALL = min(9, (REGISTERS - 1) // COLUMNS - 1)  # beside it a row's registers, and one
+TALL = min(9, (REGISTERS - 1) // COLUMNS - 1)  # and a row of b, and an element of a
 # Where that leaves room for twice as many, channels that are a multiple of 32 are in broad tiles:
 # what is loaded for a row is used twice, and two multiply-adds a cycle find enough sums to go on.
 BROAD = 2 * WIDTH if 4 * ROWS * COLUMNS <= REGISTERS else WIDTH

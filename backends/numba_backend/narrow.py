@@ -51,7 +51,7 @@ def conv2d_input_grad(
 def narrow_sums(
     size: Pair, C: int, O: int, *, kernel: Pair, stride: Pair, padding: Padding, dilation: Pair
 ) -> tuple[Sums, Array, int, int]:
-    """Give what a group sums, what meets (see `meetings`), its pixels and its columns of dy."""
+    """Give what groups sum, their `meetings`, and how many pixels and columns of dy one has."""
     (H, W), (sh, sw), ((top, _), (left, _)) = size, stride, padding
     group = WIDTH // (C * sw) * sw  # a multiple of the stride, so that every group meets the same
     met = meetings(group, kernel[1], left, dilation[1], sw)

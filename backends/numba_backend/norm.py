@@ -1,8 +1,9 @@
 """Batch normalisation in as few passes over memory as there can be.
 
 Forward reads x for its statistics, then x again to write y, with the residual and the ReLU in the
-same pass. Backward reads g and x for two sums per channel, then both again to write dx; where a
-ReLU was applied, its mask is computed anew from x rather than read from y.
+same pass. Backward reads g and x for two sums per channel, then both again to write dx, together
+with the gradient that waits at x, if there is one; where a ReLU was applied, its mask is computed
+anew from x rather than read from y.
 
 Ioffe & Szegedy, Batch Normalization, arXiv 1502.03167: algorithm 1, and its gradient in section 3.
 
@@ -292,7 +293,7 @@ def batch_norm_grad(
     eps: float, training: bool, residual: bool = False, overwrite_g: bool = False,
     plus: Array = None,
 ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
-    """Give batch_norm's gradients: dx (and `plus`), dweight, dbias and, if any, the residual's.
+    """Give batch_norm's gradients: dx + plus, dweight, dbias and, if any, its residual's.
 
     What is written over g needs no memory of its own, which would be read before it is written.
     """

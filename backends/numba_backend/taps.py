@@ -116,7 +116,7 @@ def sums_of(
     )  # fmt: skip
 
 
-# Sums are kept, for to find them takes longer than to compute those of a single small image.
+# Kept, since finding them takes longer than the convolution of a single small image.
 
 
 @lru_cache(maxsize=1024)
@@ -134,7 +134,10 @@ def forward_sums(
 def backward_sums(
     size: Pair, C: int, O: int, *, kernel: Pair, stride: Pair, padding: Padding, dilation: Pair
 ) -> Sums:
-    """Give what the gradient with respect to images sums; C, of dx, is a multiple of WIDTH."""
+    """Give what the gradient with respect to images (C, *size) sums over the O channels of dy.
+
+    C is a multiple of WIDTH.
+    """
     before = [first for first, _ in padding]
     rows, columns = map(backward_phases, size, kernel, before, dilation, stride)
     return sums_of(rows, columns, O, size, C, stride=(1, 1), kernel_width=kernel[1])

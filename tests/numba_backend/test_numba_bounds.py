@@ -89,7 +89,8 @@ def normalise(N, C, H, W):
 
 for module in arrays, direct, winograd:
     module.aligned = guarded
-GROUPS = (16, 32, 1), (48, 16, 1), (16, 64, 1), (3, 7, 1), (20, 33, 1), (32, 32, 2), (32, 32, 32)
+GROUPS = (16, 32, 1), (18, 16, 1), (48, 16, 1), (16, 64, 1), (3, 7, 1), (20, 33, 1)
+GROUPS += (32, 32, 2), (32, 32, 32)
 SIZES = (1, 1, 1, 1), (2, 5, 7, 1), (1, 3, 3, 0), (1, 2, 70, 3), (5, 14, 9, 1)
 for at_the_end in True, False:
     for C, O, groups in GROUPS:

@@ -147,7 +147,7 @@ def test_direct_convolution_of_any_geometry(case):
 def test_the_blocks_of_any_weight_gradient(case, block, parts):
     """Some rows of an image, or several images, as small as they are never cut otherwise.
 
-    The 18 channels are whole tiles of 9, 6 or 2 rows, the 32 of 8 or 4: then x is read in place.
+    The 18 channels are whole tiles of 9, 6 or 2 rows, the 32 of 8 or 2: then x is read in place.
     """
     x, w, settings = case
     assume(x.size)

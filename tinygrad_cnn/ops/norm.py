@@ -26,8 +26,8 @@ def batch_norm(x, weight, bias, *residual, mean, var, eps, relu, on_statistics):
 
     def vjp(g, needs, relu_of=None, plus=None):  # relu_of: the result, where it is a ReLU's
         if any(needs[:3]) and not recording.get():
-            how = dict(y=relu_of, residual=n_residual > 0, overwrite_g=g.spare)
-            how |= dict(plus=None if plus is None else plus.data)
+            waiting = None if plus is None else plus.data
+            how = dict(y=relu_of, residual=n_residual > 0, overwrite_g=g.spare, plus=waiting)
             grads = g.backend.batch_norm_grad(g.data, x.data, weight.data, bias.data, **how, **at)
             return [g.constant(dx) for dx in grads[: 3 + n_residual]]
         g = g if relu_of is None else relu_grad(g, y=relu_of)
