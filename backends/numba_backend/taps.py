@@ -116,7 +116,7 @@ def sums_of(
     )  # fmt: skip
 
 
-# Kept, since finding them takes longer than the convolution of a single small image.
+# Kept, for the time to find them counts where there is but one small image.
 
 
 @lru_cache(maxsize=1024)
