@@ -56,6 +56,9 @@ def _import() -> Any:
                 f"pip install --force-reinstall {packages[0]}",
             ) from error
         raise _unavailable(f"CuPy is not installed ({error})", _install(OLDEST)) from None
+    if not hasattr(cupy, "__version__"):  # any folder of that name can be imported
+        folder = next(iter(cupy.__path__))
+        raise _unavailable(f"the folder {folder} is in CuPy's place", "another name for it")
     if int(cupy.__version__.split(".")[0]) < CUPY:
         raise _unavailable(
             f"CuPy {cupy.__version__} is installed, and to kernels it passes no null pointers; "

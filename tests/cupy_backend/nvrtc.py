@@ -43,6 +43,8 @@ def library():
     """Load NVRTC from NVIDIA's wheel; None where it is not installed."""
     for place in sys.path:
         for file in sorted(Path(place).glob("nvidia/*/lib/libnvrtc.so.*")):
+            for builtins in file.parent.glob("libnvrtc-builtins.so.*"):
+                ctypes.CDLL(str(builtins))  # which it doesn't find by itself everywhere
             return ctypes.CDLL(str(file))
     return None
 

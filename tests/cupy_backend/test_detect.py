@@ -56,6 +56,13 @@ def fake_cupy(*, version="14.2.0", cublas=None, nvrtc=lambda: (12, 9), **runtime
     return fake
 
 
+def a_folder(path):
+    """Imitate what Python makes of a folder that has no modules."""
+    module = types.ModuleType("cupy")
+    module.__path__ = [path]
+    return module
+
+
 NO_DRIVER = dict(driverGetVersion=lambda: 0)
 NO_NVRTC = RuntimeError('Failure finding "libnvrtc.so.12": No such file: libnvrtc.so.12\n')
 FRAMED = ImportError(
@@ -70,6 +77,8 @@ WAYS = {
     "a broken CuPy": (["cupy-cuda12x"], FRAMED,
         "cupy-cuda12x is installed but can't be imported (ImportError: libc.so.9: no such file)",
         "pip install --force-reinstall cupy-cuda12x"),
+    "a folder": ([], a_folder("/home/me/cupy"), "the folder /home/me/cupy is in CuPy's place",
+        "another name for it"),
     "an old CuPy": (["cupy-cuda12x"], fake_cupy(version="13.6.0"),
         "CuPy 13.6.0 is installed, and to kernels it passes no null pointers; expected 14 or newer",
         "pip install --upgrade cupy-cuda12x"),
