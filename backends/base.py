@@ -254,9 +254,8 @@ class Backend:
         NaN is the largest of all, as in PyTorch.
         """
         out = output_size(x.shape[2:], kernel=kernel_size, stride=stride, padding=padding)
-        best = nhwc(self.empty((*x.shape[:2], *out), x.dtype))
+        best = self.xp.full((len(x), *out, x.shape[1]), -numpy.inf, x.dtype)
         argmax = self.xp.zeros(best.shape, numpy.min_scalar_type(math.prod(kernel_size)))
-        best[...] = -numpy.inf
         padded = self._pad(x, padding, value=-numpy.inf)
         for (i, j), pixels in shifted(padded, kernel=kernel_size, out=out, stride=stride):
             wins = (pixels > best) | (pixels != pixels)
@@ -346,6 +345,10 @@ class Backend:
         dx = dx if plus is None else self.add(dx, plus, out=dx)
         dweight, dbias = ((m * pixels).astype(x.dtype) for m in (mean_gx, mean_g))
         return dx, dweight, dbias, g if residual else None
+
+    def running_average(self, old: Array, *, new: Array, momentum: float, scale: float) -> Array:
+        """(1 - momentum) * old + momentum * scale * new, in a new array of old's dtype."""
+        return ((1 - momentum) * old + momentum * (scale * new)).astype(old.dtype)
 
     def _channel_mean(self, x: Array) -> Array:
         """Average x (N, C, H, W) over all but C, in float64; 0 for an empty batch."""

@@ -32,10 +32,8 @@ def conv2d_settings(
 ) -> dict[str, Any]:
     """Check a convolution of x (N, C, H, W) with w (O, C/groups, kh, kw), resolve settings."""
     check_conv2d(x, w, groups=groups)
-    steps = dict(
-        stride=pair(stride, op="conv2d", name="stride"),
-        dilation=pair(dilation, op="conv2d", name="dilation"),
-    )
+    named = dict(stride=stride, dilation=dilation).items()
+    steps = {name: pair(value, op="conv2d", name=name) for name, value in named}
     pads = conv_padding(padding, kernel=w[2:], **steps)
     check_fits(x, op="conv2d", kernel=w[2:], padding=pads, dilation=steps["dilation"])
     return dict(**steps, padding=pads, groups=groups)

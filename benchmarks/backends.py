@@ -100,6 +100,8 @@ def norms(x: Array, g: Array, rng: numpy.random.Generator) -> Iterator[Case]:
     scale = numpy_backend.local_response_norm(x, k=2.0, **window)[1]
     yield Case("batch_norm", size, (x, weight, bias, g), dict(eps=1e-5, relu=True))
     yield Case("batch_norm_grad", size, (g, x, weight, bias), statistics)
+    average = dict(new=mean, momentum=0.1, scale=1.0)
+    yield Case("running_average", f"{x.shape[1]} channels", (bias,), average)
     yield Case("local_response_norm", size, (x,), window | dict(k=2.0))
     yield Case("local_response_norm_grad", size, (g, x, scale), window)
 

@@ -191,8 +191,10 @@ def batch_norm(
 
     def update(mean: Any, var: Any) -> None:
         count = x.size // x.shape[1]
-        for running, new in (running_mean, mean), (running_var, var * (count / (count - 1))):
-            running.data = ((1 - momentum) * running.data + momentum * new).astype(running.dtype)
+        unbiased = count / (count - 1)
+        for running, new, scale in (running_mean, mean, 1.0), (running_var, var, unbiased):
+            at = dict(new=new, momentum=momentum, scale=scale)
+            running.data = x.backend.running_average(running.data, **at)
 
     mean, var = (None, None) if training else (running_mean.data, running_var.data)
     return norm.batch_norm(

@@ -80,6 +80,7 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "batch_norm": (Path("two_pass", "norm", _channels_fit),),
     "batch_norm_grad": (Path("two_pass", "norm", _channels_fit),),
     "local_response_norm": (Path("tiled", "response_norm", _window_fits_a_block),),
+    "running_average": (Path("pointwise", "norm", always),),
     "local_response_norm_grad": (Path("tiled", "response_norm", _window_fits_a_block),),
     "softmax_cross_entropy": (Path("warp_a_row", "loss", always),),
     "crop_and_flip": (Path("gather", "augment", always),),

@@ -119,6 +119,14 @@ __global__ void join_statistics(const double* partial, int blocks, double* mean,
     var[blockIdx.x] = variance < 0 ? 0 : variance;  // a rounding below; a NaN stays one
 }
 
+// (1 - momentum) * old + momentum * scale * what the batch has, for each of C channels.
+template <typename T>
+__global__ void running_average(const T* old, const double* batch, double momentum, double scale, int C,
+                                T* next) {
+    int c = blockIdx.x * THREADS + threadIdx.x;
+    if (c < C) next[c] = T(1 - momentum) * old[c] + momentum * (scale * batch[c]);
+}
+
 // ---- forward ----
 
 // What rounding the mean to T takes off the distances from it: at mean 30 and deviation 0.01, 1e-4 of

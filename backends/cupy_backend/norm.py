@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from . import CupyBackend
 
 NAMES = ("statistics<T>", "normalise<T>", "gradient_sums<T>", "input_gradient<T>")
-NORM = Program("norm.cu", *NAMES, "join_statistics", "join_gradient_sums<T>")
+JOINS = ("join_statistics", "join_gradient_sums<T>")
+NORM = Program("norm.cu", *NAMES, *JOINS, "running_average<T>")
 THREADS = 256  # of a block, as norm.cu has it
 
 
@@ -51,6 +52,18 @@ def batch_norm_grad(
         g, relu = masked, False
     run("input_gradient<T>", g, x, plus, *at, relu, means, *run.share, dx)
     return dx, dweight, dbias, g if residual else None
+
+
+def running_average(
+    backend: CupyBackend, old: Array, *, new: Array, momentum: float, scale: float
+) -> Array:
+    """(1 - momentum) * old + momentum * scale * new (C,), in a new array."""
+    result, batch = backend.empty(old.shape, old.dtype), backend.xp.asarray(new, "float64")
+    arrays = backend.flat(old), backend.flat(batch)
+    args = (*arrays, float(momentum), float(scale), old.size, result)
+    grid = (blocks(old.size, THREADS),)
+    backend.launch(NORM, "running_average<T>", old.dtype, grid, THREADS, args)
+    return result
 
 
 class _Pass:

@@ -73,6 +73,7 @@ WINDOW = dict(alpha=1e-4, beta=0.75)
         ("gather", "avg_pool2d", (X,), dict(kernel_size=(16, 16), **POOL)),
         ("gather", "avg_pool2d_grad", (X,), dict(kernel_size=(2, 2), x_shape=X, **POOL)),
         ("reference", "avg_pool2d_grad", (X,), dict(kernel_size=(2, 2), x_shape=HUGE, **POOL)),
+        ("pointwise", "running_average", ((16,),), dict(momentum=0.1, scale=1.0)),
         ("two_pass", "batch_norm", (X, (16,), (16,)), {}),
         ("two_pass", "batch_norm_grad", (X, X, (16,), (16,)), {}),
         ("reference", "batch_norm", ((0, 16, 8, 8), (16,), (16,)), {}),
@@ -243,6 +244,14 @@ def test_a_bias_is_added_to_rows(emulated, values):
 
 
 # ---- images ----
+
+
+@pytest.mark.parametrize("channels", [1, 256, 300])
+@pytest.mark.parametrize("dtype", sorted(TOLERANCE))
+def test_a_running_average(emulated, channels, dtype):
+    old, new = np.random.default_rng(0).standard_normal((2, channels))
+    at = dict(new=new, momentum=0.1, scale=1.25)
+    assert_same(emulated, "running_average", old.astype(dtype), **at)
 
 
 def crops(rng, n, padding):
