@@ -22,7 +22,7 @@ from harness import Table, check_equal
 
 import backends as kernels
 import tinygrad_cnn as tg
-from tinygrad_cnn import data
+from tinygrad_cnn import data, optim, train
 from tinygrad_cnn.backends.base import Backend
 from tinygrad_cnn.backends.precision import (
     PRECISIONS,
@@ -38,6 +38,7 @@ T = TypeVar("T")
 TOLERANCES = {"tf32": 2e-3, "bf16": 2e-2, "fp16": 2e-3}
 ROUNDS = 2
 EAGER, SIZES = ("NCHW", "channels_last"), (512, 128, 2048)
+HALF_BATCH, STEPS = 16, 20  # of a training with CUDA graphs
 WANTED = 0.94  # of the race
 # What D. Page's cifar10-fast takes to get there; the recipe `speedrun` is made for a CPU.
 PAGE = dict(epochs=24, batch_size=512, optimizer=dict(lr=0.4), augment=dict(cutout=8))
@@ -57,17 +58,22 @@ class Setting(NamedTuple):
 
 def memory(at: Setting) -> str:
     """Train for 1,000 steps; the device's pool must hold no more than after the first 100."""
-    pool = at.backend.xp.get_default_memory_pool()
     trainer = steps.our_trainer("resnet8", steps.fresh_weights("resnet8"))
     some = [trainer.place(*noise(n)) for n in (32, 32, 17)]  # an epoch's last batch is smaller
-    table = Table("The device's pool in training ResNet-8", ["steps", "in use, MB", "held, MB"], [])
+    return steady_memory(at, lambda step: trainer.step(*some[step % 3]), name="memory")
+
+
+def steady_memory(at: Setting, do: Callable[[int], Any], *, name: str) -> str:
+    """Do 1,000 steps; write a table of the device's pool."""
+    pool = at.backend.xp.get_default_memory_pool()
+    table = Table(f"The device's pool: {name}", ["steps", "in use, MB", "held, MB"], [])
     seen: list[tuple[int, int]] = []
     for step in range(1, 1001):
-        trainer.step(*some[step % 3])
+        do(step)
         if step % 100 == 0:
             seen.append((pool.used_bytes(), pool.total_bytes()))
             table.add(step, *(f"{n / 1e6:.3f}" for n in seen[-1]))
-            table.write(at.out, "memory")
+            table.write(at.out, name)
         if time.monotonic() > at.deadline:
             raise RuntimeError(f"time was up after {step} steps of 1,000")
     used, held = (last - first for first, last in zip(seen[0], seen[-1], strict=True))
@@ -76,6 +82,47 @@ def memory(at: Setting) -> str:
             f"in 900 steps the memory in use grew by {used} bytes, what the pool holds by {held}"
         )
     return f"{seen[-1][0] / 1e6:.1f} MB in use after 100 steps, and no more after 1,000"
+
+
+def replays(at: Setting) -> str:
+    """Train with CUDA graphs and without: the same bits; replay 1,000 times in the same memory."""
+    for precision in precisions(at.backend, "conv2d"):
+        with use_precision(precision, at.backend):
+            compare_replays(at.backend, precision)
+    trainer = steps.our_trainer("resnet8", steps.fresh_weights("resnet8"), graphs=True)
+    batch = trainer.place(*noise(32))
+    said = steady_memory(at, lambda step: trainer.step(*batch), name="replays")
+    return f"after {STEPS} steps the same bits; {said}"
+
+
+def compare_replays(backend: Backend, precision: str) -> None:
+    """Raise unless replayed steps are the usual ones."""
+    if precision == "fp16":  # in which cuBLAS multiplies matrices: no graph can hold that
+        return
+    by_graph, as_usual = (resident_training(backend, graphs) for graphs in (True, False))
+    for trainer in by_graph, as_usual:
+        trainer.run()
+    if by_graph.recorded is None or by_graph.recorded.graph is None:
+        raise RuntimeError(f"in {precision} the steps were not recorded")
+    wanted = as_usual.state_dict()["arrays"]
+    for name, a in by_graph.state_dict()["arrays"].items():
+        what = f"{name} after {STEPS} steps in {precision}"
+        check_equal(a, wanted[name], tolerance=0, what=what)
+
+
+def resident_training(backend: Backend, graphs: bool) -> train.Trainer:
+    """Prepare a training of which every third batch is smaller."""
+    pixels = data.shapes(5 * HALF_BATCH)
+    loader = data.ResidentLoader(
+        pixels, 2 * HALF_BATCH, backend=backend, seed=0, augment=data.RandomCropAndFlip(),
+        normalize=data.channel_statistics(pixels.images),
+    )  # fmt: skip
+    net = steps.our_network("resnet8", steps.fresh_weights("resnet8"))
+    sgd = optim.SGD(net.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    return train.Trainer(
+        net, sgd, loader, steps=STEPS, schedule=lambda step: 0.05 / (1 + step),
+        label_smoothing=0.1, ema=0.9, cuda_graphs=graphs,
+    )  # fmt: skip
 
 
 def noise(batch_size: int) -> tuple[Any, Any]:
@@ -157,43 +204,65 @@ def layers(at: Setting) -> str:
     return fill(table, convolutions.LAYERS, row, notes, name="layers", at=at)
 
 
+class Row(NamedTuple):
+    """A network in training, and PyTorch's variants beside it."""
+
+    case: steps.Case
+    peers: Sequence[str]
+
+
 def eager(at: Setting) -> str:
     """Measure training steps beside PyTorch's as most users run it."""
     networks = ("resnet20", "resnet9", "resnet56")
-    cases = [steps.Case(network, n) for n in SIZES for network in networks]
-    return training_steps(cases, EAGER, name="eager", at=at)
+    rows = [Row(steps.Case(network, n), EAGER) for n in SIZES for network in networks]
+    return training_steps(rows, name="eager", at=at)
 
 
 def compiled(at: Setting) -> str:
-    """Measure training steps beside torch.compile's, which take minutes to compile."""
+    """Measure steps as CUDA graphs beside torch.compile's, which take minutes to compile."""
     cases = [steps.Case("resnet20", n) for n in SIZES]
     cases.insert(1, steps.Case("resnet9", SIZES[0]))
-    return training_steps(cases, ("compile",), name="compiled", at=at)
+    rows = [Row(case, ("channels_last", "compile")) for case in cases]
+    return training_steps(rows, name="compiled", ours=steps.GRAPHS, at=at)
 
 
-def training_steps(
-    cases: Sequence[steps.Case], peers: Sequence[str], *, name: str, at: Setting
-) -> str:
-    """Measure training steps beside some of PyTorch's variants."""
+def bf16(at: Setting) -> str:
+    """Measure steps as CUDA graphs that multiply in bfloat16, beside PyTorch's that do."""
+    deep, wide = (steps.Case(network, SIZES[0]) for network in ("resnet20", "resnet9"))
+    rows = [Row(deep, ("bf16",)), Row(wide, ("bf16",)), Row(deep, ("bf16 compile",))]
+    with use_precision("bf16", at.backend):
+        return training_steps(rows, name="bf16", ours=steps.BF16_GRAPHS, at=at)
+
+
+READS = "as training does, ours reads each step's loss and scores; PyTorch's waits for none"
+ROUNDS_MORE = "PyTorch's autocast keeps activations in bfloat16, too; ours keeps them in float32"
+
+
+def training_steps(rows: Sequence[Row], *, name: str, at: Setting, ours: str = steps.OURS) -> str:
+    """Measure training steps, usual ones or graphs, beside some of PyTorch's variants."""
     where = device.torch_device(at.backend)
+    peers = [*dict.fromkeys(peer for row in rows for peer in row.peers)]
 
-    def row(case: steps.Case) -> list[str]:
-        weights, some = steps.fresh_weights(case.model), [noise(case.batch_size)] * 2
+    def measured(row: Row) -> list[str]:
+        case, weights = row.case, steps.fresh_weights(row.case.model)
+        some = [noise(case.batch_size)] * 2
         sides = {
             side: steps.trainer(side, case.model, weights, where)
-            for side in (steps.EXACT, steps.OURS, *peers)
+            for side in (steps.EXACT, ours, *row.peers)
         }
         exact = steps.begin(sides.pop(steps.EXACT), some)
         timings = steps.alternating(sides, some, exact, rounds=ROUNDS, backend=at.backend)
-        return [*map(str, case), "alternating", *steps.cells(case, timings, steps.PEERS)]
-
-    table = Table(steps.TITLE, steps.COLUMNS, [])
+        timings[steps.OURS] = timings.pop(ours)
+        return [*map(str, case), *steps.cells(case, timings, peers, peers)]
 
     def notes() -> list[str]:
-        read = "ours reads each step's loss and scores, as training does; PyTorch's waits for none"
-        return [*steps.notes("noise", at.backend), read]
+        more = {steps.OURS: [READS], steps.BF16_GRAPHS: [ROUNDS_MORE]}.get(ours, [])
+        return [*steps.notes("noise", at.backend), *more]
 
-    return fill(table, cases, row, notes, name=name, at=at)
+    columns = [f"PyTorch {peer}, ms" for peer in peers]
+    columns = ["network", "batch", f"{ours}, ms", *columns, "best PyTorch / ours"]
+    table = Table(f"{steps.TITLE}: {name}", [*columns, "images/s", "GFLOP/s"], [])
+    return fill(table, rows, measured, notes, name=name, at=at)
 
 
 def fill(
@@ -243,7 +312,7 @@ def race(at: Setting) -> str:
 
 
 PARTS: dict[str, Callable[[Setting], str]] = {
-    f.__name__: f for f in (memory, exercise, layers, eager, compiled, race)
+    f.__name__: f for f in (memory, replays, exercise, layers, eager, compiled, bf16, race)
 }
 
 

@@ -54,7 +54,8 @@ from tinygrad_cnn import data, models, nn, optim, train
 from tinygrad_cnn.backends.base import Backend
 from tinygrad_cnn.cli import run
 
-OURS, FLOAT32 = "ours", ("NCHW", "channels_last", "compile")
+OURS, GRAPHS, BF16_GRAPHS = "ours", "graphs", "bf16 graphs"  # of which the last two want a GPU
+FLOAT32 = "NCHW", "channels_last", "compile"
 PEERS = (*FLOAT32, "bf16")
 TITLE = "Training steps, SGD with momentum"
 COLUMNS = (
@@ -126,12 +127,49 @@ def our_network(model: str, weights: Sequence[Any]) -> models.Classifier:
     return net
 
 
-def our_trainer(model: str, weights: Sequence[Any]) -> Trainer:
+class GraphSteps:
+    """Our steps as CUDA graphs; as a number, the last one's loss. The very first is one, too."""
+
+    def __init__(self, net: models.Classifier, optimizer: optim.Optimizer) -> None:
+        self.net, self.optimizer = net, optimizer
+        self.recorded: train.RecordedStep | None = None
+
+    def __call__(self, x: Any, targets: Any) -> GraphSteps:
+        """Do a step, without waiting for it."""
+        if self.recorded is None:
+            self.recorded = self._ready(x, targets)
+        if not (self.recorded(x, targets) and self.recorded.graph):
+            raise RuntimeError(f"a step of {len(targets)} images was not replayed as a CUDA graph")
+        return self
+
+    def _ready(self, x: Any, targets: Any) -> train.RecordedStep:
+        """Record a step, and put back all that the steps until then have changed."""
+        net, optimizer = self.net, self.optimizer
+        values, state = net.state_dict(), optimizer.state_dict()
+        recorded = train.RecordedStep(net, optimizer, batch_size=len(targets))
+        while recorded.graph is None and recorded(x, targets):
+            pass
+        for name, t in (*net.named_parameters(), *net.named_buffers()):
+            t.data[...] = t.backend.asarray(values[name])
+        optimizer.load_state_dict(state)
+        recorded.take()
+        return recorded
+
+    def __float__(self) -> float:
+        assert self.recorded is not None
+        return self.recorded.take()[-1][0]
+
+
+def our_trainer(model: str, weights: Sequence[Any], *, graphs: bool = False) -> Trainer:
     """Prepare our training."""
     net = our_network(model, weights)
     optimizer = optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+
+    def as_usual(x: Any, targets: Any) -> float:
+        return train.train_step(net, optimizer, x, targets)[0]
+
     return Trainer(
-        lambda x, targets: train.train_step(net, optimizer, x, targets)[0],
+        GraphSteps(net, optimizer) if graphs else as_usual,
         lambda: [p.numpy() for p in net.parameters()],
         lambda x, targets: (tg.backends.current().asarray(x), targets),
     )
@@ -139,8 +177,8 @@ def our_trainer(model: str, weights: Sequence[Any]) -> Trainer:
 
 def trainer(side: str, model: str, weights: Sequence[Any], device: str = "cpu") -> Trainer:
     """Prepare a side's training, PyTorch's on a device."""
-    if side == OURS:
-        return our_trainer(model, weights)
+    if side in (OURS, GRAPHS, BF16_GRAPHS):
+        return our_trainer(model, weights, graphs=side != OURS)
     import torch_models
 
     variant = torch_models.VARIANTS[side]
@@ -169,7 +207,7 @@ def begin(trainer: Trainer, some: Sequence[Batch]) -> Start:
 def check_starts(starts: Mapping[str, Start], exact: Start) -> None:
     """Raise Unequal unless all sides began as float64 does, to rounding."""
     for side, start in starts.items():
-        losses, moves = TOLERANCES.get(side, (LOSSES, MOVES))
+        losses, moves = TOLERANCES.get(side.split()[0], (LOSSES, MOVES))
         if not numpy.allclose(start.losses, exact.losses, rtol=losses, atol=0):
             raise Unequal(
                 f"{side}: the first two steps' losses are {start.losses}, in float64 "
@@ -288,14 +326,20 @@ def gflop(model: str) -> float:
     return (3 * sum(counts) - counts[0]) / 1e9
 
 
-def cells(case: Case, timings: Mapping[str, Timing], peers: Sequence[str]) -> list[str]:
-    """Write ours and, with their ratio to it, the peers; then the ratio to the best in float32."""
+def cells(
+    case: Case, timings: Mapping[str, Timing], peers: Sequence[str],
+    rivals: Sequence[str] = FLOAT32,
+) -> list[str]:  # fmt: skip
+    """Write ours and, with their ratio to it, the peers; then the ratio to the best rival.
+
+    The rivals are those of the peers that compute in ours' precision.
+    """
     ours = timings[OURS].median
     row = [f"{timings[OURS]} (n = {len(timings[OURS].seconds)})"]
     for peer in peers:
         found = timings.get(peer)
         row.append(f"{milliseconds(found.median)} ({found.median / ours:.2f}x)" if found else "-")
-    best = min((timings[p].median for p in FLOAT32 if p in timings), default=None)
+    best = min((timings[p].median for p in rivals if p in timings), default=None)
     row.append(f"**{best / ours:.2f}**" if best else "-")
     rate = gflop(case.model) * case.batch_size / ours
     return [*row, f"{case.batch_size / ours:.0f}", f"{rate:.0f}"]

@@ -181,12 +181,13 @@ OTHERS: dict[str, Callable[..., nn.Module]] = {
 # ---- what is timed ----
 
 # How PyTorch is run: float32 in its usual memory layout, in that of its faster kernels, compiled,
-# and with products in bfloat16; and in float64, to compare with.
+# and with products in bfloat16, compiled or not; and in float64, to compare with.
 VARIANTS: dict[str, dict[str, bool]] = {
     "NCHW": dict(channels_last=False),
     "channels_last": dict(channels_last=True),
     "compile": dict(channels_last=True, compiled=True),
     "bf16": dict(channels_last=True, bf16=True),
+    "bf16 compile": dict(channels_last=True, bf16=True, compiled=True),
     "float64": dict(channels_last=False, double=True),
 }
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from cupy_backend.emulation import COMPILER, EmulatedBackend
 from cupy_backend.on_device import DeviceBackend
+from cupy_backend.recording import RecordingBackend
 from hypothesis import settings
 
 import tinygrad_cnn as tg
@@ -140,6 +141,21 @@ def emulated(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFacto
         pytest.skip("emulating a GPU needs Linux and a C++ compiler: g++, or what CXX names")
     cache = getattr(pytestconfig, "cache", None)  # absent with -p no:cacheprovider
     return EmulatedBackend(cache.mkdir("kernels") if cache else tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="module")
+def recording(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Backend]:
+    """Give an emulated GPU that has CUDA graphs, known by its name while a module is tested."""
+    if COMPILER is None or pytestconfig.getoption("--on-device"):
+        pytest.skip("an emulated GPU needs Linux and a C++ compiler, and is none")
+    cache = getattr(pytestconfig, "cache", None)
+    folder = cache.mkdir("kernels") if cache else tmp_path_factory.mktemp("kernels")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backends._factories, "recording", lambda: RecordingBackend(folder))
+        yield backends.get("recording")
+        patch.delitem(backends._made, "recording")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

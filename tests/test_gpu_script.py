@@ -343,12 +343,83 @@ def test_steps_on_any_backend(inner, monkeypatch, tmp_path):
     """The first network has no peer: its row fails, the next is there."""
     parts, at = inner
     monkeypatch.setattr(parts.steps, "limits", lambda backend: "no ceilings")
-    cases = [parts.steps.Case("mlp", 2), parts.steps.Case("resnet8", 2)]
-    with pytest.raises(RuntimeError, match=r"1 rows of 2 failed; the first: Case\(model='mlp'"):
-        parts.training_steps(cases, parts.EAGER, name="eager", at=at)
+    cases = [parts.Row(parts.steps.Case(name, 2), parts.EAGER) for name in ("mlp", "resnet8")]
+    with pytest.raises(RuntimeError, match=r"1 rows of 2 failed; the first: Row\(case=.*'mlp'"):
+        parts.training_steps(cases, name="eager", at=at)
     text = (tmp_path / "eager.md").read_text(encoding="utf-8")
-    assert "| resnet8 | 2 | alternating |" in text
+    assert "| network | batch | ours, ms | PyTorch NCHW, ms | PyTorch channels_last, ms |" in text
+    assert "| resnet8 | 2 | " in text
+    assert "ours reads each step's loss" in text
     assert "images: noise; backend numpy; no ceilings" in text
+
+
+@pytest.mark.emulated
+@pytest.mark.usefixtures("_torch")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_steps_as_graphs(inner, load, recording, monkeypatch, tmp_path, precision):
+    (parts, at), harness = inner, load("harness")
+
+    def once(timed, **settings):
+        return {side: harness.Timing([harness.stopwatch(call)]) for side, call in timed.items()}
+
+    monkeypatch.setattr(parts.steps, "limits", lambda backend: "no ceilings")
+    monkeypatch.setattr(parts.steps, "interleave", once)
+    row = parts.Row(parts.steps.Case("resnet8", 2), ["bf16"])
+    rounded = precision == "bf16"
+    side = parts.steps.BF16_GRAPHS if rounded else parts.steps.GRAPHS
+    with tg.use_backend(recording), tg.use_precision(precision, recording):
+        named = dict(name="graphs", ours=side, at=at._replace(backend=recording))
+        assert parts.training_steps([row], **named) == "1 rows of 1"
+    text = (tmp_path / "graphs.md").read_text(encoding="utf-8")
+    assert f"| batch | {side}, ms | PyTorch bf16, ms | best PyTorch / ours |" in text
+    assert "reads each step's loss" not in text
+    assert ("keeps activations in bfloat16" in text) == rounded
+
+
+@pytest.mark.emulated
+def test_replays_are_compared_with_usual_steps(inner, recording, monkeypatch):
+    parts, at = inner
+    monkeypatch.setattr(parts, "HALF_BATCH", 1)
+    monkeypatch.setattr(parts, "STEPS", 7)
+    monkeypatch.setattr(parts, "precisions", lambda backend, kernel: ["fp32", "fp16"])
+    monkeypatch.setattr(parts, "steady_memory", lambda at, do, name: f"{name}: enough")
+    with tg.use_backend(recording):
+        said = parts.replays(at._replace(backend=recording))
+    assert said == "after 7 steps the same bits; replays: enough"
+
+
+@pytest.mark.emulated
+def test_the_first_step_of_a_graph_is_a_replay(inner, recording):
+    """And one from the weights that were given."""
+    parts, at = inner
+    weights, batch = parts.steps.fresh_weights("resnet8"), parts.noise(1)
+    with tg.use_backend(recording):
+        by_graph, usual = (
+            parts.steps.our_trainer("resnet8", weights, graphs=graphs) for graphs in (True, False)
+        )
+        losses = [float(trainer.step(*batch)) for trainer in (by_graph, usual)]
+        assert losses[0] == losses[1]
+        for ours, theirs in zip(by_graph.parameters(), usual.parameters(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        with pytest.raises(RuntimeError, match="a step of 2 images was not replayed as a CUDA gr"):
+            by_graph.step(*parts.noise(2))
+
+
+def test_replays_that_go_wrong(inner, monkeypatch):
+    parts, at = inner
+
+    def trainer(weight, graph="a graph"):
+        return SimpleNamespace(
+            run=lambda: None, recorded=SimpleNamespace(graph=graph),
+            state_dict=lambda: {"arrays": {"fc.weight": np.float32([weight, 1])}},
+        )  # fmt: skip
+
+    trainers = iter([trainer(1.0), trainer(1.0000001), trainer(1.0, graph=None), trainer(1.0)])
+    monkeypatch.setattr(parts, "resident_training", lambda backend, graphs: next(trainers))
+    with pytest.raises(RuntimeError, match=r"^fc.weight after 20 steps in fp32: results differ by"):
+        parts.replays(at)
+    with pytest.raises(RuntimeError, match=r"^in fp32 the steps were not recorded$"):
+        parts.replays(at)
 
 
 def test_the_race(inner, load, monkeypatch):
@@ -364,7 +435,7 @@ def test_the_race(inner, load, monkeypatch):
 def test_a_part_that_is_not_there(run_benchmark):
     status, _, err = run_benchmark("gpu_parts", "speed")
     assert status == 2
-    assert "no part 'speed'; there are memory, exercise, layers," in err
+    assert "no part 'speed'; there are memory, replays, exercise," in err
 
 
 # ---- a GPU's clock and ceilings ----

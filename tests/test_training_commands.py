@@ -114,6 +114,16 @@ def test_options_change_the_recipe(run, tmp_path):
 
 
 @pytest.mark.usefixtures("few")
+def test_cuda_graphs_are_for_who_has_them(run, tmp_path):
+    status, out, err = run("train", "--cuda-graphs", "--backend", "numpy")
+    assert (status, out) == (1, "")
+    assert err == (
+        "tinygrad-cnn: cuda_graphs: the backend 'numpy' has none; take 'cupy', or leave them out\n"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("few")
 def test_activations_are_checkpointed(run, tmp_path):
     """And a model that has none to forget says so, before there is anything of the run."""
     short = ("train", "--set", "steps=2", "--backend", "numpy")

@@ -19,7 +19,7 @@ from .backends import geometry
 from .ops import conv, elementwise, loss, norm, pool, reduce, shape
 from .ops.elementwise import erf, relu, sigmoid, tanh
 from .random import generator
-from .state import uses
+from .state import fed, uses
 from .tensor import Tensor
 
 __all__ = [
@@ -50,7 +50,8 @@ def relu_rule(rule: str) -> Any:
     return setting(elementwise.rule_in_force, rule)
 
 
-def _in_parts(relu: bool) -> bool:
+def in_parts(relu: bool) -> bool:
+    """Tell whether a fused layer, perhaps with a ReLU, is to be run part by part."""
     return _unfused.get() or (relu and elementwise.rule_in_force.get() != "gradient")
 
 
@@ -102,7 +103,7 @@ def conv2d(
     if residual is not None:
         _check_residual(residual, _convolved(x.shape, w.shape, **at), op="conv2d")
     bias, more = ([] if t is None else [t] for t in (b, residual))
-    if b is None or _in_parts(relu):
+    if b is None or in_parts(relu):
         return _finished(conv.conv2d(x, w, *bias, **at), residual, relu)
     return conv.conv2d(x, w, *bias, *more, relu=relu, **at)
 
@@ -181,7 +182,7 @@ def batch_norm(
     """
     per_channel = dict(running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
     _check_batch_norm(x, per_channel, residual, training=training)
-    if _in_parts(relu):
+    if in_parts(relu):
         return _batch_norm_in_parts(
             x, running_mean, running_var, weight, bias, training, momentum, eps,
             residual=residual, relu=relu,
@@ -257,8 +258,11 @@ def dropout(
         raise ValueError(f"dropout: p is {p}; expected 0 <= p < 1")
     if not training or p == 0:
         return x
-    kept = (generator(rng).random(x.shape) >= p) / (1 - p)
-    return x * x.constant(x.backend.asarray(kept.astype(x.dtype)))
+
+    def draw() -> Any:
+        return ((generator(rng).random(x.shape) >= p) / (1 - p)).astype(x.dtype)
+
+    return x * x.constant(fed(x.backend, draw))
 
 
 # ---- activations ----
@@ -348,12 +352,17 @@ def _class_numbers(scores: Tensor, targets: Any, *, op: str) -> Any:
             f"{op}: targets are {values.dtype}; expected integer class numbers "
             "(tg.tensor makes float32 of lists: pass the list itself)"
         )
-    if values.size and not 0 <= values.min() <= values.max() < scores.shape[1]:
-        raise ValueError(
-            f"{op}: targets run from {values.min()} to {values.max()}; "
-            f"expected 0 to {scores.shape[1] - 1} for {scores.shape[1]} classes"
-        )
-    return scores.backend.asarray(values.astype(numpy.int64))
+    classes = scores.shape[1]
+
+    def checked() -> Any:
+        if values.size and not 0 <= values.min() <= values.max() < classes:
+            raise ValueError(
+                f"{op}: targets run from {values.min()} to {values.max()}; "
+                f"expected 0 to {classes - 1} for {classes} classes"
+            )
+        return values.astype(numpy.int64)
+
+    return fed(scores.backend, checked)
 
 
 # ---- shape ----

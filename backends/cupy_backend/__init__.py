@@ -17,6 +17,7 @@ from .. import paths
 from ..base import Array, Backend, nchw, nhwc
 from ..geometry import Shape, output_size
 from ..paths import Path, Shapes, always, positions_fit_a_byte
+from .graph import NotRecordable, record
 from .launch import MOST_BLOCKS, Launcher
 
 MOST_VALUES = 2**31 - 2**16  # kernels count in 32 bits, up to a tile beyond the end
@@ -79,8 +80,8 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "avg_pool2d_grad": (Path("gather", "pool", always),),
     "batch_norm": (Path("two_pass", "norm", _channels_fit),),
     "batch_norm_grad": (Path("two_pass", "norm", _channels_fit),),
-    "local_response_norm": (Path("tiled", "response_norm", _window_fits_a_block),),
     "running_average": (Path("pointwise", "norm", always),),
+    "local_response_norm": (Path("tiled", "response_norm", _window_fits_a_block),),
     "local_response_norm_grad": (Path("tiled", "response_norm", _window_fits_a_block),),
     "softmax_cross_entropy": (Path("warp_a_row", "loss", always),),
     "crop_and_flip": (Path("gather", "augment", always),),
@@ -92,6 +93,7 @@ class CupyBackend(Backend):
 
     name = "cupy"
     precision = "fp32"  # ../precision.py sets it
+    recording = False
 
     def __init__(self, cupy: Any) -> None:
         self.xp = cupy
@@ -104,12 +106,25 @@ class CupyBackend(Backend):
 
     def to_numpy(self, a: Array) -> Array:
         """Copy `a` to the host, where it lies in the same order."""
+        if self.recording:
+            raise NotRecordable(
+                f"the host read an array {a.shape} in the midst of it, which has no values yet; "
+                "read results after the step"
+            )
         last = a.ndim == 4 and nhwc(a).flags.c_contiguous
         return nchw(self.xp.asnumpy(nhwc(a))) if last else self.xp.asnumpy(a)
 
     def synchronize(self) -> None:
         """Wait until the device has done all that it was asked."""
         self.xp.cuda.get_current_stream().synchronize()
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record what `work` asks of the device, doing none of it: see graph.py."""
+        self.recording = True
+        try:
+            return record(self.xp, work)
+        finally:
+            self.recording = False
 
     def erf(self, x: Array) -> Array:
         """Compute the error function on the device."""

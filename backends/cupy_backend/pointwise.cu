@@ -50,15 +50,19 @@ __global__ void relu_grad(const T* g, const T* y, T* dx, int size) {
     for_own_values(size, read, [=](int i, Value value) { dx[i] = value.y > 0 ? value.g : T(0); });
 }
 
+__device__ double value_of(double number) { return number; }
+__device__ double value_of(const double* number) { return *number; }
+
 // v <- momentum*v + d and p <- p - lr*v, with d = g + weight_decay*p; with Nesterov's look ahead
 // p <- p - lr*(d + momentum*v). Sutskever et al., ICML 2013, section 2, as PyTorch has it.
-template <typename T>
-__global__ void sgd_update(const T* g, T* p, T* velocity, int size, double lr, double momentum,
+// A CUDA graph repeats the numbers it was recorded with, but not those in memory: lr may lie there.
+template <typename T, typename Rate>
+__global__ void sgd_update(const T* g, T* p, T* velocity, int size, Rate lr, double momentum,
                            double weight_decay, int nesterov) {
     struct Value {
         T p, d, v;
     };
-    T rate = lr, keep = momentum, decay = weight_decay;  // in T, as everything else is
+    T rate = value_of(lr), keep = momentum, decay = weight_decay;  // in T, as everything else is
     auto read = [=](int i) { return Value{p[i], decay ? g[i] + decay * p[i] : g[i], velocity[i]}; };
     for_own_values(size, read, [=](int i, Value value) {
         T v = keep * value.v + value.d;

@@ -11,8 +11,9 @@ from .launch import Program, blocks
 if TYPE_CHECKING:
     from . import CupyBackend
 
-NAMES = ("add", "add_to_channels", "relu", "relu_grad", "sgd_update")
-POINTWISE = Program("pointwise.cu", *(f"{name}<T>" for name in NAMES))
+NAMES = ("add<T>", "add_to_channels<T>", "relu<T>", "relu_grad<T>")
+UPDATES = ("sgd_update<T, double>", "sgd_update<T, const double*>")
+POINTWISE = Program("pointwise.cu", *NAMES, *UPDATES)
 THREADS, EACH = 256, 4
 
 
@@ -20,37 +21,42 @@ def add(backend: CupyBackend, x: Array, y: Array, *, out: Array = None) -> Array
     """x + y, into `out` if given; y has x's shape, or one value for each channel."""
     result = backend.empty(x.shape, x.dtype) if out is None else out
     if x.shape == y.shape:
-        _launch(backend, "add", (x, y, result))
+        _launch(backend, "add<T>", (x, y, result))
     else:
         channels = x.shape[1]
-        _launch(backend, "add_to_channels", (x, y.reshape(channels), result), channels)
+        _launch(backend, "add_to_channels<T>", (x, y.reshape(channels), result), channels)
     return result
 
 
 def relu(backend: CupyBackend, x: Array) -> Array:
     """max(x, 0)."""
     y = backend.empty(x.shape, x.dtype)
-    _launch(backend, "relu", (x, y))
+    _launch(backend, "relu<T>", (x, y))
     return y
 
 
 def relu_grad(backend: CupyBackend, g: Array, y: Array) -> Array:
     """Pass g where y = relu(x) is positive; at 0 the subgradient is 0."""
     dx = backend.empty(g.shape, g.dtype)
-    _launch(backend, "relu_grad", (g, y, dx))
+    _launch(backend, "relu_grad<T>", (g, y, dx))
     return dx
 
 
 def sgd_update(
-    backend: CupyBackend, p: Array, g: Array, velocity: Array, *, lr: float, momentum: float,
-    weight_decay: float, nesterov: bool,
+    backend: CupyBackend, p: Array, g: Array, velocity: Array, *, lr: float | Array,
+    momentum: float, weight_decay: float, nesterov: bool,
 ) -> None:  # fmt: skip
-    """Update p and velocity in place: v <- momentum*v + d, p <- p - lr*v, d = g + decay*p."""
+    """Update p and velocity in place: v <- momentum*v + d, p <- p - lr*v, d = g + decay*p.
+
+    lr is a number, or a float64 array of one that a recorded step reads anew at each replay.
+    """
     as_it_lies = nhwc if p.ndim == 4 and nhwc(p).flags.c_contiguous else lambda a: a
     views = [as_it_lies(a) for a in (g, p, velocity)]
     rows = [backend.xp.ascontiguousarray(view) for view in views]
-    numbers = map(float, (lr, momentum, weight_decay))
-    _launch(backend, "sgd_update", [row.reshape(-1) for row in rows], *numbers, nesterov)
+    in_memory = isinstance(lr, backend.xp.ndarray)
+    numbers = lr if in_memory else float(lr), float(momentum), float(weight_decay)
+    kernel = UPDATES[in_memory]
+    _launch(backend, kernel, [row.reshape(-1) for row in rows], *numbers, nesterov)
     for view, row in zip(views[1:], rows[1:], strict=True):
         if row is not view:
             view[...] = row
@@ -60,4 +66,4 @@ def _launch(backend: CupyBackend, name: str, arrays: Sequence[Array], *settings:
     """Launch a kernel of (arrays, size, settings) that writes as many values as the first has."""
     size, dtype = arrays[0].size, arrays[0].dtype
     args = (*map(backend.flat, arrays), size, *settings)
-    backend.launch(POINTWISE, f"{name}<T>", dtype, (blocks(size, THREADS * EACH),), THREADS, args)
+    backend.launch(POINTWISE, name, dtype, (blocks(size, THREADS * EACH),), THREADS, args)

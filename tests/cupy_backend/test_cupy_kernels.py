@@ -230,10 +230,13 @@ def test_elementwise_kernels_of_any_shape(emulated, shape):
     assert_same(emulated, "relu_grad", p, g)
     settings = dict(lr=0.1, momentum=0.9, weight_decay=0.5, nesterov=True)
     p_there, v_there = p.copy(), v.copy()
+    from_memory = p.copy(), v.copy()
     emulated.sgd_update(p, g, v, **settings)
     NUMPY.sgd_update(p_there, g, v_there, **settings)
     np.testing.assert_allclose(p, p_there, atol=1e-6)
     np.testing.assert_allclose(v, v_there, atol=1e-6)
+    emulated.sgd_update(from_memory[0], g, from_memory[1], **settings | dict(lr=np.array([0.1])))
+    np.testing.assert_array_equal(from_memory, (p, v))
 
 
 @pytest.mark.parametrize("values", [(3,), (1, 3)])
@@ -243,15 +246,15 @@ def test_a_bias_is_added_to_rows(emulated, values):
     assert_same(emulated, "add", x, b)
 
 
-# ---- images ----
-
-
 @pytest.mark.parametrize("channels", [1, 256, 300])
 @pytest.mark.parametrize("dtype", sorted(TOLERANCE))
 def test_a_running_average(emulated, channels, dtype):
     old, new = np.random.default_rng(0).standard_normal((2, channels))
     at = dict(new=new, momentum=0.1, scale=1.25)
     assert_same(emulated, "running_average", old.astype(dtype), **at)
+
+
+# ---- images ----
 
 
 def crops(rng, n, padding):

@@ -117,6 +117,13 @@ ActivationsOption = Annotated[
              "with the square root of the depth, steps take a third longer, nothing else changes.",
     ),
 ]  # fmt: skip
+GraphsOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--cuda-graphs/--no-cuda-graphs", rich_help_panel=MACHINE_PANEL, show_default=False,
+        help="Let the GPU (--backend cupy) repeat whole steps by itself. Not tried on one yet.",
+    ),
+]  # fmt: skip
 CheckpointArgument = Annotated[
     Path, typer.Argument(help="A .safetensors file, or a run's folder.", show_default=False)
 ]
@@ -137,7 +144,7 @@ def train(
     weights: WeightsOption = None, resume: ResumeOption = None,
     checkpoint_every: EveryOption = None, backend: BackendOption = None,
     threads: ThreadsOption = None, precision: PrecisionOption = None,
-    checkpoint_activations: ActivationsOption = None,
+    checkpoint_activations: ActivationsOption = None, cuda_graphs: GraphsOption = None,
 ) -> None:  # fmt: skip
     """Train a network.
 
@@ -155,6 +162,7 @@ def train(
     if resume is None:
         choices |= dict(data_dir=data_dir, threads=threads)
         choices |= dict(checkpoint_activations=bool(checkpoint_activations))
+        choices |= dict(cuda_graphs=bool(cuda_graphs))
         usual = "shapes" if data in (None, "shapes") else "quick"
         chosen = config.configure(recipe or usual, overrides, **choices)
         with nullcontext(out) if out else run.new_folder(chosen) as folder:
@@ -165,7 +173,7 @@ def train(
         config.check_resumable(folder, choices, overrides)
         result = run.resume(
             folder, data_dir=data_dir, threads=threads, checkpoint_every=checkpoint_every,
-            checkpoint_activations=checkpoint_activations,
+            checkpoint_activations=checkpoint_activations, cuda_graphs=cuda_graphs,
         )  # fmt: skip
     _tell(folder, result)
 

@@ -36,6 +36,8 @@ class Optimizer:
     """
 
     arrays: ClassVar[tuple[str, ...]] = ()  # names; each starts as zeros in the parameter's shape
+    # Whether `update` takes as lr an array of one, too, and does at every t the same.
+    takes_lr_array: ClassVar[bool] = False
 
     def __init__(self, params: Params, *, lr: float, **defaults: Any) -> None:
         self.kind = type(self).__name__
@@ -83,6 +85,16 @@ class Optimizer:
         """Change `p` and `arrays` in place by its gradient g; t counts p's updates from 1."""
         raise NotImplementedError(f"{self.kind}: give it a method update")
 
+    @property
+    def steps(self) -> list[int]:
+        """How often each parameter has been updated; a recorded step sets it, having done so."""
+        return [slot.steps for slot in self._slots]
+
+    @steps.setter
+    def steps(self, counts: list[int]) -> None:
+        for slot, count in zip(self._slots, counts, strict=True):
+            slot.steps = count
+
     # ---- saving and loading ----
 
     def state_dict(self) -> dict[str, Any]:
@@ -96,8 +108,8 @@ class Optimizer:
             for name, array in zip(self.arrays, slot.arrays, strict=True)
         }
         groups = [{**group, "params": len(group["params"])} for group in self.param_groups]
-        steps = [slot.steps for slot in self._slots]
-        return {"kind": self.kind, "lr": self.lr, "groups": groups, "steps": steps, "state": arrays}
+        facts = {"kind": self.kind, "lr": self.lr, "groups": groups, "steps": self.steps}
+        return {**facts, "state": arrays}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was called; one that doesn't fit changes nothing."""
@@ -112,8 +124,8 @@ class Optimizer:
         self.defaults |= self._checked({"lr": state["lr"]})
         for group, loaded in zip(self.param_groups, settings, strict=True):
             group |= loaded | {"params": group["params"]}
+        self.steps = state["steps"]
         for i, slot in enumerate(self._slots):
-            slot.steps = state["steps"][i]
             for name, array in zip(self.arrays, slot.arrays, strict=True):
                 array[...] = slot.p.backend.asarray(state["state"][f"{i}.{name}"])
 
@@ -156,6 +168,7 @@ class SGD(Optimizer):
     """
 
     arrays = ("velocity",)
+    takes_lr_array = True
 
     def __init__(
         self, params: Params, lr: float, *, momentum: float = 0.0, nesterov: bool = False,

@@ -65,7 +65,8 @@ def differences(runs: Iterable[Run]) -> dict[str, list[Any]]:
     """
     flat = [dict(_flat(run.config)) for run in runs if run.config]
     names = dict.fromkeys(name for settings in flat for name in settings)
-    names.pop("checkpoint_activations", None)
+    for name in ("checkpoint_activations", "cuda_graphs"):
+        names.pop(name, None)
     values = {name: [settings.get(name) for settings in flat] for name in names}
     return {name: v for name, v in values.items() if any(one != v[0] for one in v)}
 

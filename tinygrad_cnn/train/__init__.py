@@ -8,6 +8,7 @@ from .convert import convert
 from .loop import Metrics, compute_gradients, evaluate, train_step
 from .progress import Progress
 from .recipe import Recipe, RecipeError
+from .recorded import RecordedStep
 from .run import Stopped, resume, start
 from .trained import Trained
 from .trainer import Callback, Interrupted, Trainer, fit
@@ -24,6 +25,7 @@ __all__ = [
     "Progress",
     "Recipe",
     "RecipeError",
+    "RecordedStep",
     "StopAtNaN",
     "Stopped",
     "Trained",

@@ -17,14 +17,18 @@ class Diverged(RuntimeError):
 
 
 class StopAtNaN:
-    """End the training before the update that would make the weights infinite or NaN."""
+    """End the training before the update that would make the weights infinite or NaN.
 
-    def on_before_update(self, trainer: Trainer) -> None:
+    With cuda_graphs it ends when the loss is read, before such weights would be saved.
+    """
+
+    def on_loss(self, trainer: Trainer, step: int, loss: float) -> None:
         """Look at the loss."""
-        if not math.isfinite(trainer.last_loss):
+        if not math.isfinite(loss):
+            epoch = (step - 1) // len(trainer.loader) + 1
+            lr = trainer.schedule(step - 1) if trainer.schedule else trainer.lr
             raise Diverged(
-                f"the loss is {trainer.last_loss} at step {trainer.step + 1} (epoch "
-                f"{trainer.epoch + 1}, learning rate {trainer.lr:g}); "
+                f"the loss is {loss} at step {step} (epoch {epoch}, learning rate {lr:g}); "
                 "lower the learning rate, or let it warm up over more steps"
             )
 

@@ -28,9 +28,13 @@ class Metrics:
 
     def add(self, loss: float, scores: Array, targets: Any) -> None:
         """Count a batch: its mean loss, its scores (N, K) and its targets (N,)."""
-        self.images += len(targets)
-        self.loss_sum += loss * len(targets)
-        self.correct += int((scores.argmax(axis=1) == targets).sum())
+        self.count(len(targets), loss, int((scores.argmax(axis=1) == targets).sum()))
+
+    def count(self, images: int, loss: float, correct: int) -> None:
+        """Count so many images, their mean loss and how many of them were right."""
+        self.images += images
+        self.loss_sum += loss * images
+        self.correct += correct
 
     loss = property(lambda self: self.loss_sum / max(self.images, 1))
     accuracy = property(lambda self: self.correct / max(self.images, 1))
@@ -60,18 +64,25 @@ def compute_gradients(
     With `parts` the batch goes through the model in so many pieces, which needs less memory; the
     gradients are the same, but for batch norm, which then normalises each piece by itself.
     """
+    found = gradients_in_parts(model, x, targets, label_smoothing=label_smoothing, parts=parts)
+    losses, scores = zip(*found, strict=True)
+    return sum(loss.item() for loss in losses), numpy.concatenate([s.numpy() for s in scores])
+
+
+def gradients_in_parts(
+    model: Classifier, x: Any, targets: Any, *, label_smoothing: float, parts: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Do compute_gradients; gives each part's share of the loss, and its scores, unread."""
     smoothed = {"label_smoothing": label_smoothing} if label_smoothing else {}
-    parts = max(1, min(parts, len(targets)))  # no empty ones
-    total, pieces = 0.0, []
+    parts, found = max(1, min(parts, len(targets))), []  # no empty ones
     for xs, ts in zip(numpy.array_split(x, parts), numpy.array_split(targets, parts), strict=True):
         scores = model(Tensor(xs))
         loss = model.loss(scores, ts, **smoothed)
         if parts > 1:
             loss = loss * (len(ts) / len(targets))  # the mean of all, not of this part
         loss.backward()
-        total += loss.item()
-        pieces.append(scores.numpy())
-    return total, numpy.concatenate(pieces)
+        found.append((loss.detach(), scores.detach()))
+    return found
 
 
 def check_smoothing(model: Classifier, label_smoothing: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from .trainer import Record, Trainer
 
 WIDE = 100  # columns; in fewer, there is room for the numbers only
+EVERY = 0.1  # seconds at least between two states: with CUDA graphs, to ask for one is to wait
 
 
 class Progress:
@@ -33,15 +35,20 @@ class Progress:
             "epoch 1", total=trainer.steps, completed=trainer.step, status=""
         )
         self.bar.start()
+        self.shown = 0.0
 
     def on_step(self, trainer: Trainer) -> None:
         """Show the state after a batch."""
+        early = time.monotonic() < self.shown + EVERY and trainer.step < trainer.steps
+        if self.bar.disable or early:
+            return
         self.bar.update(
             self.task,
             completed=trainer.step,
             description=f"epoch {trainer.epoch + 1}/{trainer.epochs}",
             status=f"{trainer.metrics}, {trainer.pace.images_per_second:.0f} images/s",
         )
+        self.shown = time.monotonic()
 
     def on_epoch(self, trainer: Trainer, record: Record) -> None:
         """Leave a line for an epoch."""

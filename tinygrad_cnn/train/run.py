@@ -67,17 +67,18 @@ def start(folder: Path, config: Config, **settings: Any) -> dict[str, Any]:
     run = RunFolder(folder)
     run.refuse_taken()
     settings |= dict(checkpoint_activations=config.checkpoint_activations)
+    settings |= dict(cuda_graphs=config.cuda_graphs)
     return train(run, config, *open_data(config), threads=config.threads, **settings)
 
 
 def resume(
     folder: Path, *, data_dir: Path | None = None, threads: int | None = None,
-    checkpoint_activations: bool | None = None, **settings: Any,
+    checkpoint_activations: bool | None = None, cuda_graphs: bool | None = None, **settings: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Go on with the run in a folder from its newest checkpoint; gives result.json's contents.
 
-    The data may lie elsewhere now, there may be another number of threads, and activations may be
-    checkpointed or not (None: as at the start).
+    The data may lie elsewhere now, there may be another number of threads, activations may be
+    checkpointed or not and steps be CUDA graphs or not (None: as at the start).
     """
     run, config = RunFolder(folder), read_config(folder)
     if run.result.exists():
@@ -85,7 +86,9 @@ def resume(
         return files.read_json(run.result)
     if checkpoint_activations is None:
         checkpoint_activations = config.checkpoint_activations
-    settings |= dict(checkpoint_activations=checkpoint_activations)
+    if cuda_graphs is None:
+        cuda_graphs = config.cuda_graphs
+    settings |= dict(checkpoint_activations=checkpoint_activations, cuda_graphs=cuda_graphs)
     images = open_data(config.on(None, data_dir))
     return train(run, config, *images, threads=threads or config.threads, **settings)
 
@@ -119,6 +122,7 @@ def train(
     *,
     threads: int | None = None,
     checkpoint_activations: bool = False,
+    cuda_graphs: bool = False,
     checkpoint_every: int | None = None,
     callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
@@ -127,10 +131,9 @@ def train(
     if threads is not None:
         set_threads(threads, backend)
     with backends.use_backend(backend), use_precision(config.precision, backend):
-        if run.last.exists() or run.previous.exists():  # then the file of weights may be gone
-            trainer = build(replace(config, weights=None), train_set)
-        else:
-            trainer = build(config, train_set)
+        begun = run.last.exists() or run.previous.exists()  # then the file of weights may be gone
+        weights = None if begun else config.weights
+        trainer = build(replace(config, weights=weights, cuda_graphs=cuda_graphs), train_set)
         if checkpoint_activations:
             nn.checkpoint_activations(trainer.model)
         keeper = _keeper(run, config, trainer, every=checkpoint_every)
@@ -172,7 +175,7 @@ def build(config: Config, train_set: data.Dataset) -> Trainer:
         schedule=recipe.build_schedule(steps),
         validation=data.Loader(aside, 200, shuffle=False, **at) if aside else None,
         label_smoothing=recipe.label_smoothing, parts=recipe.accumulate, ema=recipe.ema,
-        test_flip=recipe.test_flip,
+        test_flip=recipe.test_flip, cuda_graphs=config.cuda_graphs,
     )  # fmt: skip
 
 

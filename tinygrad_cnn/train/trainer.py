@@ -21,6 +21,7 @@ from ..random import use_generator
 from .averaging import WeightAverage
 from .loop import Metrics, check_smoothing, compute_gradients, evaluate
 from .progress import Progress
+from .recorded import RecordedStep
 
 Record = dict[str, Any]
 
@@ -34,8 +35,11 @@ class Callback:
     def on_start(self, trainer: Trainer) -> None:
         """Act before the first step, of a resumed run too."""
 
+    def on_loss(self, trainer: Trainer, step: int, loss: float) -> None:
+        """Act when the loss of a step is known: before the update; with cuda_graphs, when read."""
+
     def on_before_update(self, trainer: Trainer) -> None:
-        """Act between the gradients and the update; the loss is trainer.last_loss."""
+        """Act between the gradients and the update; then there are no CUDA graphs."""
 
     def on_step(self, trainer: Trainer) -> None:
         """Act after an update; the gradients are still there."""
@@ -84,6 +88,9 @@ class Trainer:
     how long it took here; `metrics` and `pace` are the running epoch's. `label_smoothing` and
     `parts` are compute_gradients', `ema` is the decay of a WeightAverage, which is then what
     `validation` measures, with `test_flip` by judge's mean of two views.
+
+    With `cuda_graphs` the device repeats whole steps by itself: see RecordedStep. What they found,
+    `last_loss` and `metrics`, is then read, and waited for, only when somebody asks for it.
     """
 
     def __init__(
@@ -99,6 +106,7 @@ class Trainer:
         parts: int = 1,
         ema: float = 0.0,
         test_flip: bool = False,
+        cuda_graphs: bool = False,
         callbacks: Sequence[Any] = (),
     ) -> None:
         check_smoothing(model, label_smoothing)
@@ -108,10 +116,14 @@ class Trainer:
         self.average = WeightAverage(model, ema) if ema else None
         self.test_flip = test_flip
         self.callbacks = list(callbacks)
-        self.step, self.epoch, self.last_loss = 0, 0, float("nan")
+        self.recorded: RecordedStep | None = None
+        if cuda_graphs:
+            size = loader.batch_size
+            self.recorded = RecordedStep(model, optimizer, batch_size=size, **self.settings)
+        self.step, self.epoch, self._last_loss = 0, 0, float("nan")
         self.history: list[Record] = []
         self.timings: list[Record] = []
-        self.metrics, self.pace = Metrics(), Pace()
+        self._metrics, self.pace = Metrics(), Pace()
         self.interrupt: Any = None  # set it, as a signal handler may, to end after this step
 
     @property
@@ -128,6 +140,18 @@ class Trainer:
     def lr(self) -> float:
         """The learning rate of the last step."""
         return self.optimizer.lr
+
+    @property
+    def last_loss(self) -> float:
+        """The loss of the last step, before its update."""
+        self._catch_up()
+        return self._last_loss
+
+    @property
+    def metrics(self) -> Metrics:
+        """The running epoch's loss and accuracy."""
+        self._catch_up()
+        return self._metrics
 
     @property
     def eval_model(self) -> Classifier:
@@ -152,6 +176,8 @@ class Trainer:
             started, waited = time.perf_counter(), self.loader.waited
             x, targets = next(batches)
             self._do_step(x, targets)
+            if self.batch == len(self.loader) or self.step == self.steps:
+                self._read()  # what the device still does belongs to this epoch's time
             now = time.perf_counter()
             self.pace.add(len(targets), now - started, self.loader.waited - waited)
             self._tell("on_step")
@@ -161,15 +187,52 @@ class Trainer:
     def _do_step(self, x: Any, targets: Any) -> None:
         if self.schedule is not None:
             self.optimizer.lr = self.schedule(self.step)
-        self.optimizer.zero_grad()
-        with use_generator(rng_at(self.loader.seed, "dropout", self.epoch, self.batch)):
-            self.last_loss, scores = compute_gradients(self.model, x, targets, **self.settings)
-        self._tell("on_before_update")
-        self.optimizer.step()
+        if not self._replay_step(x, targets):
+            self._compute_step(x, targets)
         self.step += 1
         if self.average:
             self.average.update(self.model, self.step)
-        self.metrics.add(self.last_loss, scores, targets)
+
+    def _replay_step(self, x: Any, targets: Any) -> bool:
+        """Let the device do a step by itself, if it can; tell whether it does."""
+        own = self.recorded
+        if own is None or any(map(_acts_within_steps, self.callbacks)):
+            return False
+        if (own.model, own.optimizer, own.settings) != (self.model, self.optimizer, self.settings):
+            return False
+        with self._own_numbers():
+            return own(x, targets)
+
+    def _compute_step(self, x: Any, targets: Any) -> None:
+        self._read()
+        self.optimizer.zero_grad()
+        with self._own_numbers():
+            loss, scores = compute_gradients(self.model, x, targets, **self.settings)
+        self._note_loss(self.step + 1, loss)
+        self._tell("on_before_update")
+        self.optimizer.step()
+        self._metrics.add(loss, scores, targets)
+
+    def _own_numbers(self) -> Any:
+        """Let dropout draw the numbers of this step."""
+        return use_generator(rng_at(self.loader.seed, "dropout", self.epoch, self.batch))
+
+    def _read(self) -> None:
+        """Learn what steps have found that the device did by itself."""
+        found = self.recorded.take() if self.recorded else []
+        for step, (loss, correct) in enumerate(found, self.step - len(found) + 1):
+            self._metrics.count(self.loader.batch_size, loss, correct)
+            self._note_loss(step, loss)
+
+    def _catch_up(self) -> None:
+        """Read, outside of a step's time; what the device needs for its steps is counted, too."""
+        started = time.perf_counter()
+        self._read()
+        self.pace.seconds += time.perf_counter() - started
+
+    def _note_loss(self, step: int, loss: float) -> None:
+        self._last_loss = loss
+        self._tell("on_loss", step, loss)
 
     def _close_epoch(self) -> None:
         held_out = self._validate()
@@ -182,7 +245,7 @@ class Trainer:
         }  # fmt: skip
         self.history.append(record)
         self.timings.append({"epoch": self.epoch, **self.pace.to_dict()})
-        self.metrics, self.pace = Metrics(), Pace()
+        self._metrics, self.pace = Metrics(), Pace()
         self._tell("on_epoch", record)
         self._heed_interrupt()
 
@@ -219,6 +282,8 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was called."""
+        if self.recorded:
+            self.recorded.take()  # of the steps so far, which count no more
         arrays, facts = state["arrays"], copy.deepcopy(state["facts"])
         self.model.load_state_dict(under("model.", arrays))
         if self.average:
@@ -226,12 +291,18 @@ class Trainer:
         optimizer = facts["optimizer"] | {"state": under("optimizer.", arrays)}
         self.optimizer.load_state_dict(optimizer)
         self.step, self.epoch, self.history = facts["step"], facts["epoch"], facts["history"]
-        self.metrics, self.pace = Metrics(**facts["metrics"]), Pace()
+        self._metrics, self.pace = Metrics(**facts["metrics"]), Pace()
 
 
 def under(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Take the entries whose names begin with `prefix`, without it."""
     return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+
+
+def _acts_within_steps(callback: Any) -> bool:
+    """Tell whether a callback has a say between a step's gradients and its update."""
+    method = getattr(callback, "on_before_update", _nothing)
+    return getattr(method, "__func__", method) not in (_nothing, Callback.on_before_update)
 
 
 def _nothing(*args: Any) -> None:
