@@ -327,7 +327,7 @@ def gflop(model: str) -> float:
 
 
 def cells(
-    case: Case, timings: Mapping[str, Timing], peers: Sequence[str],
+    case: Case, timings: Mapping[str, Timing], peers: Sequence[str], *,
     rivals: Sequence[str] = FLOAT32,
 ) -> list[str]:  # fmt: skip
     """Write ours and, with their ratio to it, the peers; then the ratio to the best rival.

@@ -267,13 +267,15 @@ def test_rows_until_time_is_up(inner, load, monkeypatch, tmp_path):
     assert "time was up after 2 rows of 4" in (tmp_path / "n.md").read_text(encoding="utf-8")
 
 
-def growing(parts, monkeypatch, used):
-    """Let a pool hold what `used` says after a step."""
+def growing(parts, monkeypatch, used, taken=lambda step: 0):
+    """Let a pool hold what `used` says after a step, and others what `taken` does."""
     steps = []
     trainer = SimpleNamespace(step=lambda *batch: steps.append(batch), place=lambda *batch: batch)
     monkeypatch.setattr(parts.steps, "our_trainer", lambda model, weights: trainer)
     pool = SimpleNamespace(used_bytes=lambda: used(len(steps)), total_bytes=lambda: 4096)
-    xp = SimpleNamespace(get_default_memory_pool=lambda: pool)
+    runtime = SimpleNamespace(memGetInfo=lambda: (10**9 - taken(len(steps)), 10**9))
+    cuda = SimpleNamespace(runtime=runtime)
+    xp = SimpleNamespace(get_default_memory_pool=lambda: pool, cuda=cuda)
     return steps, SimpleNamespace(name="cupy", xp=xp)
 
 
@@ -284,7 +286,9 @@ def test_memory_that_stays(inner, monkeypatch, tmp_path):
     assert said == "50.0 MB in use after 100 steps, and no more after 1,000"
     assert len(steps) == 1000
     assert {len(targets) for _, targets in steps} == {17, 32}
-    assert (tmp_path / "memory.md").read_text(encoding="utf-8").count("| 50.000 | 0.004 |") == 10
+    assert (tmp_path / "memory.md").read_text(encoding="utf-8").count(
+        "| 50.000 | 0.004 | 0.000 |"
+    ) == 10
 
 
 def test_memory_that_grows(inner, monkeypatch):
@@ -294,6 +298,10 @@ def test_memory_that_grows(inner, monkeypatch):
         parts.memory(at._replace(backend=backend))
     with pytest.raises(RuntimeError, match=r"^time was up after 1 steps of 1,000"):
         parts.memory(at._replace(backend=backend, deadline=0.0))
+    _, backend = growing(parts, monkeypatch, lambda step: 0, lambda step: 10**4 * step)
+    told = r"by 0 bytes, what the pool holds by 0, what is taken of the device by 9000000$"
+    with pytest.raises(RuntimeError, match=told):
+        parts.memory(at._replace(backend=backend))
 
 
 def test_every_kernel_is_run(inner, monkeypatch):
@@ -382,10 +390,10 @@ def test_replays_are_compared_with_usual_steps(inner, recording, monkeypatch):
     monkeypatch.setattr(parts, "HALF_BATCH", 1)
     monkeypatch.setattr(parts, "STEPS", 7)
     monkeypatch.setattr(parts, "precisions", lambda backend, kernel: ["fp32", "fp16"])
-    monkeypatch.setattr(parts, "steady_memory", lambda at, do, name: f"{name}: enough")
+    monkeypatch.setattr(parts, "steady_memory", lambda at, do, name: f"{do(1)}, {do(50)}: {name}")
     with tg.use_backend(recording):
         said = parts.replays(at._replace(backend=recording))
-    assert said == "after 7 steps the same bits; replays: enough"
+    assert said == "after 7 steps the same bits; None, None: replays"
 
 
 @pytest.mark.emulated
@@ -415,7 +423,7 @@ def test_replays_that_go_wrong(inner, monkeypatch):
         )  # fmt: skip
 
     trainers = iter([trainer(1.0), trainer(1.0000001), trainer(1.0, graph=None), trainer(1.0)])
-    monkeypatch.setattr(parts, "resident_training", lambda backend, graphs: next(trainers))
+    monkeypatch.setattr(parts, "resident_training", lambda backend, *, graphs: next(trainers))
     with pytest.raises(RuntimeError, match=r"^fc.weight after 20 steps in fp32: results differ by"):
         parts.replays(at)
     with pytest.raises(RuntimeError, match=r"^in fp32 the steps were not recorded$"):

@@ -101,6 +101,11 @@ class CupyBackend(Backend):
 
     def asarray(self, a: Array, dtype: Array = None) -> Array:
         """Give `a` as an array on the device, channels-last if it is; CuPy alone forgets that."""
+        if self.recording and not isinstance(a, self.xp.ndarray) and numpy.ndim(a):
+            raise NotRecordable(
+                f"an array {numpy.shape(a)} of the host came into it, of which each replay would "
+                "see the values that it has now; put it on the device before"
+            )
         last = isinstance(a, numpy.ndarray) and a.ndim == 4 and nhwc(a).flags.c_contiguous
         return nchw(self.xp.asarray(nhwc(a), dtype)) if last else self.xp.asarray(a, dtype)
 

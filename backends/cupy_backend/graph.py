@@ -6,8 +6,9 @@ kernels at once. CUDA C++ Programming Guide, "CUDA Graphs".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 
@@ -18,8 +19,8 @@ class NotRecordable(RuntimeError):
 class Recording:
     """Work that the device does by itself, when called."""
 
-    def __init__(self, graph: Any, allocate: Callable[[int], Any]) -> None:
-        self.graph, self.allocate = graph, allocate
+    def __init__(self, graph: Any, memory: OwnMemory) -> None:
+        self.graph, self.memory = graph, memory
 
     def __call__(self) -> None:
         """Ask for it on the current stream, so after what was asked for before."""
@@ -35,8 +36,8 @@ def record(cupy: Any, work: Callable[[], None]) -> Recording:
     memory with others, and has values only from where the work writes them to where it ends.
     """
     cupy.get_default_memory_pool().free_all_blocks()  # the graph's come on top of what is held
-    allocate, stream = own_memory(cupy), cupy.cuda.Stream(non_blocking=True)
-    with cupy.cuda.using_allocator(allocate), no_uploads(cupy), stream:
+    memory, stream = OwnMemory(cupy), cupy.cuda.Stream(non_blocking=True)
+    with cupy.cuda.using_allocator(memory.allocate), stream:
         stream.begin_capture()
         try:
             work()
@@ -44,44 +45,39 @@ def record(cupy: Any, work: Callable[[], None]) -> Recording:
             with suppress(Exception):  # it may complain, but must end, or the next can't begin
                 stream.end_capture()
             raise
-        return Recording(stream.end_capture(), allocate)
+        return Recording(stream.end_capture(), memory)
 
 
-def own_memory(cupy: Any) -> Callable[[int], Any]:
-    """Make an allocator for a graph, which knows its arrays by their addresses.
+class OwnMemory:
+    """The memory of a graph, which knows its arrays by their addresses.
 
-    CuPy's pool gives blocks back to the device when memory is short, and all when it is no longer
-    needed itself, though there be arrays in them. These stay where they are as long as the graph
-    does, or an array.
+    It stays where it is as long as the graph does, or an array in it. CuPy's pool won't do: it
+    gives blocks back to the device when memory is short, and keeps them for ever if it dies first.
     """
-    blocks, device = list[Any](), cupy.cuda.Device().id
 
-    def block(size: int) -> Any:
-        blocks.append(cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0))
-        return blocks[-1]
+    def __init__(self, cupy: Any) -> None:
+        self.cuda, self.device = cupy.cuda, cupy.cuda.Device().id
+        self.free: list[Any] = []  # what no array needs any more; the next may have it
 
-    pool = cupy.cuda.MemoryPool(block)
-
-    def allocate(size: int) -> Any:
-        memory = pool.malloc(size)  # the pool may give it to others when its owner is gone
-        owner = memory, pool, blocks
-        return cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(memory.ptr, size, owner, device), 0)
-
-    return allocate
-
-
-@contextmanager
-def no_uploads(cupy: Any) -> Iterator[None]:
-    """Refuse copies of the host's arrays: CuPy makes them from memory that others get then."""
-
-    def refuse(size: int) -> Any:
-        raise NotRecordable(
-            f"an array of the host ({size} bytes) came into it, and each replay would see the "
-            "values that it has now; put it on the device before"
+    def allocate(self, size: int) -> Any:
+        """Give memory of so many bytes, as CuPy asks for it."""
+        fitting = [memory for memory in self.free if size <= memory.size <= 2 * size]
+        memory = min(fitting, key=lambda m: m.size) if fitting else self.cuda.Memory(size)
+        if fitting:
+            self.free.remove(memory)
+        lent = _Lent(memory, self)
+        return self.cuda.MemoryPointer(
+            self.cuda.UnownedMemory(memory.ptr, size, lent, self.device), 0
         )
 
-    cupy.cuda.set_pinned_memory_allocator(refuse)
-    try:
-        yield
-    finally:
-        cupy.cuda.set_pinned_memory_allocator(cupy.get_default_pinned_memory_pool().malloc)
+
+class _Lent:
+    """Memory that an array has. When the array goes, another may have it, if there is a graph."""
+
+    def __init__(self, memory: Any, lender: OwnMemory) -> None:
+        self.memory, self.lender = memory, weakref.ref(lender)
+
+    def __del__(self) -> None:
+        lender = self.lender()
+        if lender is not None:
+            lender.free.append(self.memory)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from . import CupyBackend
 
 NAMES = ("add<T>", "add_to_channels<T>", "relu<T>", "relu_grad<T>")
-UPDATES = ("sgd_update<T, double>", "sgd_update<T, const double*>")
-POINTWISE = Program("pointwise.cu", *NAMES, *UPDATES)
+WITH_RATE, WITH_RATE_IN_MEMORY = "sgd_update<T, double>", "sgd_update<T, const double*>"
+POINTWISE = Program("pointwise.cu", *NAMES, WITH_RATE, WITH_RATE_IN_MEMORY)
 THREADS, EACH = 256, 4
 
 
@@ -53,9 +53,9 @@ def sgd_update(
     as_it_lies = nhwc if p.ndim == 4 and nhwc(p).flags.c_contiguous else lambda a: a
     views = [as_it_lies(a) for a in (g, p, velocity)]
     rows = [backend.xp.ascontiguousarray(view) for view in views]
-    in_memory = isinstance(lr, backend.xp.ndarray)
-    numbers = lr if in_memory else float(lr), float(momentum), float(weight_decay)
-    kernel = UPDATES[in_memory]
+    kernel = WITH_RATE_IN_MEMORY if isinstance(lr, backend.xp.ndarray) else WITH_RATE
+    rate = lr if kernel == WITH_RATE_IN_MEMORY else float(lr)
+    numbers = rate, float(momentum), float(weight_decay)
     _launch(backend, kernel, [row.reshape(-1) for row in rows], *numbers, nesterov)
     for view, row in zip(views[1:], rows[1:], strict=True):
         if row is not view:

@@ -26,7 +26,6 @@ class Recorder:
 
     def __init__(self):
         self.listed, self.allocated, self.done = None, [], 0  # None: nothing is recorded
-        self.upload = lambda size: None
 
     def do(self, function, *args, **settings):
         """Do it now, or later."""
@@ -59,14 +58,14 @@ class Recorder:
         """See that nothing of the host's is among the arguments, but numbers."""
         for a in nests:
             if isinstance(a, np.ndarray) and not isinstance(a, Held) and a.ndim:
-                self.upload(a.nbytes)
+                self.refuse("H2D transfers are disallowed")
             elif isinstance(a, tuple | list | dict):
                 self.check(*(a.values() if isinstance(a, dict) else a))
 
-    def refuse(self, what):
+    def refuse(self, why):
         """Refuse what can't be recorded."""
         if self.listed is not None:
-            raise Captured(f"{what} is not permitted when stream is capturing")
+            raise Captured(f"the current stream is capturing, so {why}")
 
 
 RECORDER = Recorder()
@@ -102,7 +101,7 @@ class Held(np.ndarray):
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **settings):
         if ufunc is np.matmul:
-            RECORDER.refuse("cuBLAS")
+            RECORDER.refuse("calling cuBLAS API is currently unsupported")
         function = getattr(ufunc, method)
         if out is None:
             return RECORDER.compute(function, *inputs, **settings)
@@ -112,6 +111,8 @@ class Held(np.ndarray):
     def __array_function__(self, function, types, args, settings):
         if function in LOOKING:
             return super().__array_function__(function, types, args, settings)
+        if function in (np.dot, np.tensordot, np.einsum):
+            RECORDER.refuse("calling cuBLAS API is currently unsupported")
         if function is np.copyto:
             return RECORDER.do(function, *args, **settings)
         return RECORDER.compute(function, *args, **settings)
@@ -161,7 +162,7 @@ def _reads(name):
 
     @wraps(method)
     def read(self, *args):
-        RECORDER.refuse("to read an array")
+        RECORDER.refuse("D2H transfers are disallowed")
         return method(plain(self), *args)
 
     return read
@@ -181,13 +182,8 @@ class Arrays:
     def __init__(self):
         self.cuda = SimpleNamespace(
             Device=lambda: SimpleNamespace(id=0),
-            Memory=lambda size: None,
-            MemoryPointer=lambda memory, offset: SimpleNamespace(ptr=0),
-            MemoryPool=lambda block: SimpleNamespace(malloc=block),
-            UnownedMemory=lambda ptr, size, owner, device: None,
             Stream=Stream,
             using_allocator=using_allocator,
-            set_pinned_memory_allocator=lambda allocate: setattr(RECORDER, "upload", allocate),
         )
 
     def __getattr__(self, name):
@@ -214,16 +210,12 @@ class Arrays:
 
     def asnumpy(self, a):
         """Copy to the host."""
-        RECORDER.refuse("a copy to the host")
+        RECORDER.refuse("D2H transfers are disallowed")
         return np.array(plain(a))
 
     def get_default_memory_pool(self):
         """Give what holds the arrays that a graph doesn't."""
-        return SimpleNamespace(free_all_blocks=lambda: RECORDER.refuse("to give memory back"))
-
-    def get_default_pinned_memory_pool(self):
-        """Give what copies to the device are made from."""
-        return SimpleNamespace(malloc=lambda size: None)
+        return SimpleNamespace(free_all_blocks=lambda: RECORDER.refuse("nothing is freed"))
 
 
 class Stream:
@@ -277,6 +269,7 @@ class RecordingBackend(EmulatedBackend):
         self.launch = Launcher(self._module)
 
     def _module(self, **source):
+        RECORDER.refuse("no module is loaded")
         module = self.module(**source)
 
         def get_function(name):

@@ -19,8 +19,8 @@ class Config:
     many of the training images are held out. `recipe_name` and `data_dir` say where things came
     from, `threads` how many BLAS has: another number may change the last bits.
     `precision` is that in which convolutions multiply; the arrays are of the recipe's dtype.
-    `checkpoint_activations` and `cuda_graphs` change memory and time, and nothing else. The first
-    weights are those in the file `weights`, or fresh.
+    `checkpoint_activations` and `cuda_graphs` change memory and time, and of the outcome nothing.
+    The first weights are those in the file `weights`, or fresh.
     """
 
     recipe: Recipe

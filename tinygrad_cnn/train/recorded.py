@@ -26,6 +26,7 @@ from ..nn import Module
 from ..ops.elementwise import rule_in_force
 from ..optim import Optimizer
 from ..state import Feeder, fed, feeding, listening
+from ..tensor import Tensor
 from .loop import gradients_in_parts
 
 WARM_UP = 3  # steps that are done without a recording first, in which every kernel is compiled
@@ -42,8 +43,9 @@ class RecordedStep:
     be done as usual: with a batch of another size, while there are hooks, and always if the step
     can't be recorded, which is said once. `take` gives what the steps have found.
 
-    The recording is made anew where arrays, modes or settings of the model or the optimiser are
-    others than before. What else Python decides, it decides while it records.
+    The recording is made anew, after three steps without, where the images' shape, the model's
+    layers, arrays, modes or settings, or those of the optimiser are others than before. What else
+    Python decides, it decides while it records.
 
     `label_smoothing` and `parts` are compute_gradients'.
     """
@@ -66,14 +68,17 @@ class RecordedStep:
 
     def _forget(self) -> None:
         self.graph: Callable[[], None] | None = None
-        self.warm, self.refused, self.fed = 0, False, _Fed()
+        self.warm, self.refused, self.inputs = 0, False, _Inputs()
+        self.updates: list[int] = []
+        self.grads: list[Tensor | None] = []
         self.homes = [(buffer, buffer.data) for _, buffer in self.model.named_buffers()]
 
     def __call__(self, x: Any, targets: Any) -> bool:
         """Do a step on images x (N, C, H, W), if it can be done here; tell whether it was."""
-        if not self._fits(targets) or self._is_watched():
+        modules = [*self.model.modules()]
+        if not self._fits(targets) or _watched(modules):
             return False
-        self._notice_changes()
+        self._notice_changes(x, modules)
         if self.pending == ROWS:
             self.found = self.take()
         self.x, self.targets[:] = x, targets
@@ -103,27 +108,26 @@ class RecordedStep:
         known = isinstance(targets, numpy.ndarray) and targets.shape == self.targets.shape
         return known and targets.dtype.kind in "iu"
 
-    def _is_watched(self) -> bool:
-        """Tell whether hooks want to see what a replay doesn't show them."""
-        modules = self.model.modules()
-        return bool(op_hooks.get()) or any(m._pre_hooks or m._forward_hooks for m in modules)
-
-    def _notice_changes(self) -> None:
+    def _notice_changes(self, x: Any, modules: list[Module]) -> None:
         """Forget a recording that is of no use any more; get buffers ready for this step."""
-        depends = self._depends()
+        depends = [x.shape, x.dtype, *self._depends(modules)]
         if depends != self.depends:
             self._forget()
             self.depends = depends
         self._bring_home()
 
-    def _depends(self) -> list[Any]:
+    def _depends(self, modules: list[Module]) -> list[Any]:
         """List what a recording takes as it is."""
-        parameters, groups = self.model.parameters(), self.optimizer.param_groups
-        self.arrays = [p.data for p in parameters]  # held, or a new one might have an old one's id
+        groups = self.optimizer.param_groups
+        tensors = [v for module in modules for v in vars(module).values() if isinstance(v, Tensor)]
+        self.parameters = [p for group in groups for p in group["params"]]
+        # Held, for otherwise a new one might have the id of an old one.
+        self.held = [*modules, *tensors, *(p.data for p in self.parameters)]
         return [
-            *map(id, self.arrays), *(p.requires_grad for p in parameters),
+            *map(id, self.held), *(t.requires_grad for t in (*tensors, *self.parameters)),
+            self.model.loss,
             *({n: v for n, v in g.items() if n not in ("lr", "params")} for g in groups),
-            *map(_settings, self.model.modules()),
+            *map(_settings, modules),
             *(getattr(self.backend, "precision", None), F.in_parts(False), rule_in_force.get()),
         ]  # fmt: skip
 
@@ -131,7 +135,7 @@ class RecordedStep:
 
     def _rehearse(self) -> None:
         """Do a step just as it will be recorded."""
-        with self._fed_by(self.fed.filled):
+        with self._fed_by(self.inputs.filled):
             self._step()
         self.warm += 1
 
@@ -139,22 +143,28 @@ class RecordedStep:
         """Record a step, doing none of it; tell whether that can be done."""
         if self.refused:
             return False
-        before = self.optimizer.steps
+        before, grads = self.optimizer.steps, [p.grad for p in self.parameters]
         try:
             self._check_parameters()
-            with self._fed_by(self.fed.reserved), listening(_refuse_chance):
-                self.graph = self.backend.record(self._step)  # type: ignore[attr-defined]
+            with self._fed_by(self.inputs.reserved), listening(_refuse_chance):
+                graph = self.backend.record(self._step)  # type: ignore[attr-defined]
+            self.inputs.check()
+            self.updates = [b - a for a, b in zip(before, self.optimizer.steps, strict=True)]
+            self.grads, self.graph = [p.grad for p in self.parameters], graph
         except Exception as error:  # whatever it is: done as usual, the step shows it, or is right
-            self.refused = True
-            message = f"training steps are not recorded as a CUDA graph, but done as usual: {error}"
-            warnings.warn(message, RuntimeWarning, stacklevel=3)
+            self._refuse(error)
         finally:
-            after, self.optimizer.steps = self.optimizer.steps, before
+            self.optimizer.steps = before
+            for p, grad in zip(self.parameters, grads, strict=True):
+                p.grad = grad
             for buffer, home in self.homes:
                 buffer.data = home
-        self.updates = [b - a for a, b in zip(before, after, strict=True)]
-        self.grads = [p.grad for p in self.model.parameters()]
-        return not self.refused
+        return self.graph is not None
+
+    def _refuse(self, error: Exception) -> None:
+        self.refused = True
+        message = f"training steps are not recorded as a CUDA graph, but done as usual: {error}"
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
 
     def _step(self) -> None:
         """Do what is recorded: a step, and a note of what it found."""
@@ -166,9 +176,9 @@ class RecordedStep:
         loss = sum(loss.data.astype("float64") for loss, _ in found)
         pairs = zip(found, numpy.array_split(targets, len(found)), strict=True)
         hits = sum((scores.data.argmax(axis=1) == part).sum() for (_, scores), part in pairs)
-        own = self.backend.xp.arange(ROWS) == self.row
+        mask = self.backend.xp.arange(ROWS) == self.row
         for rows, value in (self.losses, loss), (self.hits, hits):
-            rows[...] = self.backend.xp.where(own, value, rows)
+            rows[...] = self.backend.xp.where(mask, value, rows)
         self.row += 1
 
     def _bring_home(self) -> None:
@@ -183,38 +193,46 @@ class RecordedStep:
         """Let the host fill arrays for the step, of one number for each group's learning rate."""
         groups = self.optimizer.param_groups
         before = [group["lr"] for group in groups]
-        self.fed.begin()
+        self.inputs.begin()
         try:
             with feeding(feeder):
                 for group in groups:
                     group["lr"] = fed(self.backend, partial(_rate, group))
                 yield
+        except BaseException:
+            self.inputs.runs.pop()
+            raise
         finally:
             for group, lr in zip(groups, before, strict=True):
                 group["lr"] = lr
 
     def _check_parameters(self) -> None:
-        """Refuse parameters whose gradients the optimiser would not clear."""
-        own = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        for name, p in self.model.named_parameters():
-            if p.requires_grad and id(p) not in own:
-                raise ValueError(f"the optimiser hasn't got {name}; give it, or freeze it")
+        """Refuse an optimiser that is not the whole model's, and of nothing else."""
+        ours = {id(p): p.shape for p in self.model.parameters() if p.requires_grad}
+        theirs = {id(p): p.shape for p in self.parameters if p.requires_grad}
+        for one, other, lacks in ((ours, theirs, "optimiser"), (theirs, ours, "model")):
+            for shape in (shape for key, shape in one.items() if key not in other):
+                raise ValueError(
+                    f"the {lacks} lacks a parameter of shape {shape}; give it to both, or freeze it"
+                )
 
     # ---- replaying ----
 
     def _replay(self) -> None:
         """Do a step on self.x and self.targets as it was recorded."""
         assert self.graph is not None
-        self.fed.fill(self.backend)
+        self.inputs.fill(self.backend)
         self.graph()
         pairs = zip(self.optimizer.steps, self.updates, strict=True)
         self.optimizer.steps = [a + b for a, b in pairs]
-        for p, grad in zip(self.model.parameters(), self.grads, strict=True):
+        for p, grad, updated in zip(self.parameters, self.grads, self.updates, strict=True):
             p.grad = grad
-            p.version[0] += 1
+            p.version[0] += updated
+        for buffer, _ in self.homes:
+            buffer.version[0] += 1
 
 
-class _Fed:
+class _Inputs:
     """Arrays of the device that the host fills before each step, in the order of their use.
 
     They are made in rehearsals: what is allocated while a graph is recorded shares its memory.
@@ -222,23 +240,35 @@ class _Fed:
 
     def __init__(self) -> None:
         self.arrays: list[Array] = []
-        self.begin()
+        self.runs: list[list[Any]] = []  # of each rehearsal, and the recording: shapes and dtypes
 
     def begin(self) -> None:
+        """Begin with the first array again."""
+        self.runs.append([])
         self.makes: list[Callable[[], Array]] = []
 
     def filled(self, backend: Backend, make: Callable[[], Array]) -> Array:
         """Give the next one with its values."""
         values, number = make(), len(self.makes)
-        if number == len(self.arrays):
-            self.arrays.append(backend.empty(values.shape, values.dtype))
+        if [(values.shape, values.dtype)] != [*map(_outline, self.arrays[number : number + 1])]:
+            self.arrays[number : number + 1] = [backend.empty(values.shape, values.dtype)]
         self.arrays[number][...] = backend.asarray(values)
         return self.reserved(backend, make)
 
     def reserved(self, backend: Backend, make: Callable[[], Array]) -> Array:
         """Give the next one, which `fill` will fill."""
+        if len(self.makes) == len(self.arrays):
+            self.runs[-1].append("one more")
+            self.check()
+        array = self.arrays[len(self.makes)]
         self.makes.append(make)
-        return self.arrays[len(self.makes) - 1]
+        self.runs[-1].append(_outline(array))
+        return array
+
+    def check(self) -> None:
+        """Refuse a step that has wanted other arrays each time."""
+        if any(run != self.runs[-1] for run in self.runs):
+            raise ValueError("it is not the same from step to step: other arrays go into it")
 
     def fill(self, backend: Backend) -> None:
         """Let the host make all values anew."""
@@ -246,22 +276,34 @@ class _Fed:
             array[...] = backend.asarray(make())
 
 
+def _outline(a: Array) -> tuple[Any, Any]:
+    return a.shape, a.dtype
+
+
 def _rate(group: dict[str, Any]) -> Array:
-    return numpy.array([group["lr"]])
+    return numpy.array([group["lr"]], numpy.float64)
+
+
+def _watched(modules: list[Module]) -> bool:
+    """Tell whether hooks want to see what a replay doesn't show them."""
+    return bool(op_hooks.get()) or any(m._pre_hooks or m._forward_hooks for m in modules)
 
 
 def _settings(module: Module) -> dict[str, Any]:
-    """Collect the settings of one module: numbers, names, tuples of them, and dicts of those."""
-    plain = {n: v for n, v in vars(module).items() if isinstance(v, PLAIN)}
-    inner = {n: dict(v) for n, v in vars(module).items() if n == "settings" and isinstance(v, dict)}
-    return plain | inner
+    """Collect a module's numbers, names and tuples, and those in its dicts."""
+    found: dict[str, Any] = {"training.": module.training}  # an attribute of the class, at first
+    for name, value in vars(module).items():
+        values = value if isinstance(value, dict) else {"": value}
+        found |= {f"{name}.{key}": v for key, v in values.items() if isinstance(v, PLAIN)}
+    return found
 
 
 def _refuse_chance(thing: Any) -> None:
     """Refuse random numbers that Python uses itself: a replay would repeat what came of them."""
     if isinstance(thing, numpy.random.Generator):
         raise ValueError(
-            "it uses a random generator for more than dropout, or computes activations again"
+            "it draws random numbers for more than dropout, or computes activations again "
+            "(checkpoint); do without, or leave cuda_graphs out"
         )
 
 
@@ -272,6 +314,6 @@ def _check(backend: Backend, optimizer: Optimizer) -> None:
         )
     if not vars(type(optimizer)).get("takes_lr_array"):
         raise ValueError(
-            f"cuda_graphs: {optimizer.kind} can't read its learning rate from the device's memory; "
-            "take SGD, or leave them out"
+            f"cuda_graphs: the step of {optimizer.kind} has numbers that would be repeated as they "
+            "are, such as the learning rate; take SGD, or leave cuda_graphs out"
         )

@@ -42,7 +42,7 @@ class Callback:
         """Act between the gradients and the update; then there are no CUDA graphs."""
 
     def on_step(self, trainer: Trainer) -> None:
-        """Act after an update; the gradients are still there."""
+        """Act after an update; the gradients are there until the next step."""
 
     def on_epoch(self, trainer: Trainer, record: Record) -> None:
         """Act after an epoch; `record` is the new last entry of trainer.history."""
@@ -219,9 +219,11 @@ class Trainer:
 
     def _read(self) -> None:
         """Learn what steps have found that the device did by itself."""
-        found = self.recorded.take() if self.recorded else []
+        if self.recorded is None:
+            return
+        found = self.recorded.take()
         for step, (loss, correct) in enumerate(found, self.step - len(found) + 1):
-            self._metrics.count(self.loader.batch_size, loss, correct)
+            self._metrics.count(self.recorded.batch_size, loss, correct)
             self._note_loss(step, loss)
 
     def _catch_up(self) -> None:
