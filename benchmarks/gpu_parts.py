@@ -64,8 +64,11 @@ def memory(at: Setting) -> str:
     return steady_memory(at, lambda step: trainer.step(*some[step % 3]), name="memory")
 
 
-def steady_memory(at: Setting, do: Callable[[int], Any], *, name: str) -> str:
-    """Do 1,000 steps; write a table of the device's pool, and of what is taken of the device."""
+def steady_memory(at: Setting, do: Callable[[int], Any], *, name: str, pieces: int = 0) -> str:
+    """Do 1,000 steps; write a table of the device's pool, and of what is taken of the device.
+
+    What the pool holds but isn't in use may grow by `pieces`, bytes that lie between others.
+    """
     xp = at.backend.xp
     pool, columns = xp.get_default_memory_pool(), ["in use, MB", "held, MB", "taken, MB"]
     table = Table(f"The device's memory: {name}", ["steps", *columns], [])
@@ -80,7 +83,7 @@ def steady_memory(at: Setting, do: Callable[[int], Any], *, name: str) -> str:
         if time.monotonic() > at.deadline:
             raise RuntimeError(f"time was up after {step} steps of 1,000")
     used, held, taken = (last - first for first, last in zip(seen[0], seen[-1], strict=True))
-    if max(used, held) > 0 or taken > DRIVER_S_OWN:
+    if used > 0 or held > pieces or taken > DRIVER_S_OWN:
         raise RuntimeError(
             f"in 900 steps the memory in use grew by {used} bytes, what the pool holds by {held}, "
             f"what is taken of the device by {taken}"
@@ -108,7 +111,7 @@ def replays(at: Setting) -> str:
         if not recorded(x, targets):
             raise RuntimeError(f"step {step} was not recorded")
 
-    said = steady_memory(at, do, name="replays")
+    said = steady_memory(at, do, name="replays", pieces=DRIVER_S_OWN)
     return f"after {STEPS} steps the same bits; {said}"
 
 

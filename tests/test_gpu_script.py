@@ -384,13 +384,17 @@ def test_steps_as_graphs(inner, load, recording, monkeypatch, tmp_path, precisio
     assert ("keeps activations in bfloat16" in text) == rounded
 
 
+def steady(at, do, *, name, pieces):
+    return f"{do(1)}, {do(50)}: {name}"
+
+
 @pytest.mark.emulated
 def test_replays_are_compared_with_usual_steps(inner, recording, monkeypatch):
     parts, at = inner
     monkeypatch.setattr(parts, "HALF_BATCH", 1)
     monkeypatch.setattr(parts, "STEPS", 7)
     monkeypatch.setattr(parts, "precisions", lambda backend, kernel: ["fp32", "fp16"])
-    monkeypatch.setattr(parts, "steady_memory", lambda at, do, name: f"{do(1)}, {do(50)}: {name}")
+    monkeypatch.setattr(parts, "steady_memory", steady)
     with tg.use_backend(recording):
         said = parts.replays(at._replace(backend=recording))
     assert said == "after 7 steps the same bits; None, None: replays"

@@ -140,7 +140,7 @@ def test_what_is_imported_is_declared():
 # 10,000 until the GPU's other precisions came, 10,400 until batch norm was written in vectors,
 # 10,450 until a convolution's taps were kept and few channels had tiles of their own, 10,600 until
 # steps were CUDA graphs
-@pytest.mark.parametrize(("folder", "limit"), [(CORE, 1200), ("", 11_000)], ids=["core", "all"])
+@pytest.mark.parametrize(("folder", "limit"), [(CORE, 1200), ("", 11_050)], ids=["core", "all"])
 def test_the_code_is_small(folder, limit):
     paths = [p for p in MODULES.values() if p.relative_to(ROOT).as_posix().startswith(folder)]
     assert sum(len(code_lines(path)) for path in paths) < limit

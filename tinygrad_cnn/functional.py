@@ -259,8 +259,10 @@ def dropout(
     if not training or p == 0:
         return x
 
+    shape, dtype = x.shape, x.dtype  # drawing may be kept for later, and x need not be
+
     def draw() -> Any:
-        return ((generator(rng).random(x.shape) >= p) / (1 - p)).astype(x.dtype)
+        return ((generator(rng).random(shape) >= p) / (1 - p)).astype(dtype)
 
     return x * x.constant(fed(x.backend, draw))
 
@@ -353,6 +355,7 @@ def _class_numbers(scores: Tensor, targets: Any, *, op: str) -> Any:
             "(tg.tensor makes float32 of lists: pass the list itself)"
         )
     classes = scores.shape[1]
+    uses(values)
 
     def checked() -> Any:
         if values.size and not 0 <= values.min() <= values.max() < classes:

@@ -34,7 +34,8 @@ def listening(listener: Callable[[Any], None]) -> Any:
 def fed(backend: Backend, make: Callable[[], Array]) -> Array:
     """Give make(), which the host computes, as an array of the backend.
 
-    A recorded step, which is repeated without what Python does in it, calls it for each replay.
+    A recorded step, which is repeated without what Python does in it, keeps `make` and calls it for
+    each replay; so it should hold no arrays of the device.
     """
     return _feeder.get()(backend, make)
 

@@ -6,6 +6,7 @@ kernels at once. CUDA C++ Programming Guide, "CUDA Graphs".
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -35,6 +36,7 @@ def record(cupy: Any, work: Callable[[], None]) -> Recording:
     read from the device, copy arrays to it, or use cuBLAS. An array that it allocates shares its
     memory with others, and has values only from where the work writes them to where it ends.
     """
+    gc.collect()  # an older graph's memory is free now, and nothing is freed in the meantime
     cupy.get_default_memory_pool().free_all_blocks()  # the graph's come on top of what is held
     memory, stream = OwnMemory(cupy), cupy.cuda.Stream(non_blocking=True)
     with cupy.cuda.using_allocator(memory.allocate), stream:
@@ -61,9 +63,11 @@ class OwnMemory:
 
     def allocate(self, size: int) -> Any:
         """Give memory of so many bytes, as CuPy asks for it."""
-        fitting = [memory for memory in self.free if size <= memory.size <= 2 * size]
-        memory = min(fitting, key=lambda m: m.size) if fitting else self.cuda.Memory(size)
-        if fitting:
+        fitting = (memory for memory in self.free if size <= memory.size <= 2 * size)
+        memory = min(fitting, key=lambda m: m.size, default=None)
+        if memory is None:
+            memory = self.cuda.Memory(size)
+        else:
             self.free.remove(memory)
         lent = _Lent(memory, self)
         return self.cuda.MemoryPointer(

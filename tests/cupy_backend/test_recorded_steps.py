@@ -256,6 +256,7 @@ PUT = {
     "dropout": lambda model: setattr(model.drop, "p", 0.6),
     "a mode": lambda model: setattr(model.bn1, "training", False),
     "a frozen layer": lambda model: setattr(model.conv1.weight, "requires_grad", False),
+    "an activation": lambda model: setattr(model, "kept", tg.functional.gelu),
     "weights": lambda model: model.load_state_dict(Net(seed=1).state_dict()),
 }
 WITHIN = {"unfused": tg.unfused, "rule": lambda: tg.relu_rule("guided")}
@@ -339,6 +340,26 @@ def multiplies(self, x):
     return Net.forward(self, x + 0 * y.sum())
 
 
+def computes_targets(self, x):
+    """Have a loss that does."""
+    return Net.forward(self, x)
+
+
+def counts(self, x):
+    self.calls = getattr(self, "calls", 0) + 1
+    return Net.forward(self, x)
+
+
+def keeps(self, x):
+    y = Net.forward(self, x)
+    self.kept = x, y
+    return y
+
+
+def other_targets(scores, targets, label_smoothing=0.0):
+    return tg.functional.cross_entropy(scores, (targets + 1) % 4, label_smoothing)
+
+
 def leaves_out(self, x):
     """Drop of the images in every other step."""
     return Net.forward(self, tg.functional.dropout(x, 0.1, self.seen[-1] % 2 == 1))
@@ -353,6 +374,9 @@ def leaves_out(self, x):
         (chances, r"it draws random numbers for more than dropout, or computes activations again"),
         (checkpoints, r"it draws random numbers for more than dropout, or computes activations"),
         (multiplies, r".*cuBLAS API .*is currently unsupported"),
+        (computes_targets, r"its loss computes with the targets; do that before, in the data"),
+        (counts, r"it has another Odd.calls \(0\) each time"),
+        (keeps, r"it has another Odd.kept \(0\) each time"),
         (leaves_out, r"it is not the same from step to step: other arrays go into it"),
     ],
 )
@@ -360,10 +384,13 @@ def test_what_cannot_be_recorded_is_done_as_usual_and_said_once(gpu, forward, wh
     def odd():
         model = type("Odd", (Net,), dict(forward=forward))()
         model.seen = [0]
+        if forward is computes_targets:
+            model.loss = other_targets
         return model
 
     note = SimpleNamespace(on_step=lambda trainer: trainer.model.seen.append(trainer.step))
-    recorded, usual = (make(gpu, note, model=odd(), cuda_graphs=graphs) for graphs in (True, False))
+    at = dict(label_smoothing=0.0, steps=5 * EPOCH)
+    recorded, usual = (make(gpu, note, model=odd(), cuda_graphs=g, **at) for g in (True, False))
     with pytest.warns(RuntimeWarning, match=f"not recorded as a CUDA graph, .*: {why}") as told:
         assert not replayed(recorded)
     assert len(told) == 1
@@ -409,6 +436,23 @@ def test_a_parameter_that_the_optimiser_lacks(gpu):
     assert replayed(recorded)
 
 
+def test_weights_of_a_frozen_layer_that_are_replaced(gpu):
+    """The graph would read the old ones, where there may be anything by then."""
+
+    class Replace(train.Callback):
+        def on_start(self, trainer):
+            trainer.model.conv1.weight.requires_grad = False
+
+        def on_step(self, trainer):
+            if trainer.step == 5:
+                trainer.model.conv1.weight.data = 2 * trainer.model.conv1.weight.data
+
+    recorded, usual = (make(gpu, Replace(), cuda_graphs=graphs) for graphs in (True, False))
+    assert replayed(recorded) == [4, 9, 10]
+    finish(usual)
+    assert_same(recorded.state_dict(), usual.state_dict())
+
+
 def test_a_parameter_that_the_model_lacks(gpu):
     trainer = make(gpu)
     with tg.use_backend(gpu):
@@ -448,18 +492,18 @@ def test_an_interrupt_while_recording(gpu):
     own, before = trainer.recorded, trainer.state_dict()
     grads = [p.grad for p in trainer.model.parameters()]
     batch = next(iter(trainer.loader.epoch(0)))
-    forward, trainer.model.fc.forward = trainer.model.fc.forward, interrupt
     with tg.use_backend(gpu):
-        with pytest.raises(KeyboardInterrupt):
-            own(*batch)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer.optimizer, "step", interrupt)  # by then the statistics have moved
+            with pytest.raises(KeyboardInterrupt):
+                own(*batch)
         assert_same(trainer.state_dict(), before)
         assert all(p.grad is g for p, g in zip(trainer.model.parameters(), grads, strict=True))
-        trainer.model.fc.forward = forward
         assert own(*batch)
     assert own.graph is not None
 
 
-def interrupt(x):
+def interrupt():
     raise KeyboardInterrupt
 
 
@@ -519,6 +563,17 @@ def test_the_device_s_time_is_counted_whoever_waits_for_it(gpu, monkeypatch, oft
     assert [t["seconds"] for t in trainer.timings] == [5.0 * (WHOLE if often else 1)] * 3
 
 
+def test_the_device_s_time_is_counted_when_a_state_is_saved(gpu, monkeypatch):
+    """Copying the arrays waits for all steps; so their results are read before."""
+    order = []
+    trainer = make(gpu, steps=WARM_UP)
+    monkeypatch.setattr(trainer, "_catch_up", lambda: order.append("read"))
+    copy = trainer.optimizer.state_dict
+    monkeypatch.setattr(trainer.optimizer, "state_dict", lambda: order.append("copy") or copy())
+    trainer.state_dict()
+    assert order[:2] == ["read", "copy"]
+
+
 def test_what_was_found_before_a_state_is_loaded_counts_no_more(gpu):
     trainer = make(gpu, steps=WARM_UP)
     state = trainer.state_dict()
@@ -568,6 +623,15 @@ class Poison(train.Callback):
     def on_step(self, trainer):
         if trainer.step == self.at - 1:
             trainer.model.fc.bias.data[...] = np.inf
+
+
+def test_a_bad_step_is_noticed_when_the_rows_are_full(gpu, monkeypatch):
+    """Even if nobody asks: here before the sixth step, after which the epoch ends."""
+    monkeypatch.setattr(recorded_module, "ROWS", 2)
+    trainer = make(gpu, Poison(4), train.StopAtNaN(), drop_last=True)
+    with pytest.raises(train.Diverged, match="is nan at step 4 "):
+        finish(trainer)
+    assert trainer.step == 5
 
 
 @pytest.mark.parametrize("read", [False, True])
@@ -703,7 +767,7 @@ def test_what_is_asked_of_cupy_around_a_recording():
     assert asked == [*recorded, "launch", "launch"]
     del asked[:]
     with pytest.raises(KeyboardInterrupt):
-        graph.record(fake_cupy(asked), lambda: interrupt(None))
+        graph.record(fake_cupy(asked), lambda: interrupt())
     assert asked == [*AROUND[0], *AROUND[1]]
 
 

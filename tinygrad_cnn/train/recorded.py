@@ -11,7 +11,7 @@ one step to the next therefore lies in the device's memory, and is put there bef
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -29,9 +29,11 @@ from ..state import Feeder, fed, feeding, listening
 from ..tensor import Tensor
 from .loop import gradients_in_parts
 
+RESTLESS = 10  # changes without a replay between them, after which there are no more attempts
 WARM_UP = 3  # steps that are done without a recording first, in which every kernel is compiled
 ROWS = 64  # steps by which the host may be ahead of the device: their results wait there
-PLAIN = (bool, int, float, str, tuple)  # of a layer's attributes, what are settings
+PLAIN = (bool, int, float, str)  # what is compared by its value
+UNSTEADY = "it is not the same from step to step: other arrays go into it"
 
 Found = tuple[float, int]  # by a step: its loss, and how many images were right
 
@@ -40,11 +42,11 @@ class RecordedStep:
     """The training step of a model, for batches of `batch_size` images.
 
     Calling it does a step and gives True; or it does nothing and gives False, and the step has to
-    be done as usual: with a batch of another size, while there are hooks, and always if the step
-    can't be recorded, which is said once. `take` gives what the steps have found.
+    be done as usual: with a batch of another size, while there are hooks, and if the step can't be
+    recorded, of which a warning tells. `take` gives what the steps have found.
 
-    The recording is made anew, after three steps without, where the images' shape, the model's
-    layers, arrays, modes or settings, or those of the optimiser are others than before. What else
+    The recording is made anew, after three steps without, where the images' shape, an attribute of
+    a layer, a parameter's array or a setting of the optimiser is another than before. What else
     Python decides, it decides while it records.
 
     `label_smoothing` and `parts` are compute_gradients'.
@@ -63,7 +65,8 @@ class RecordedStep:
         xp, self.pending, self.found = self.backend.xp, 0, list[Found]()
         self.losses, self.hits = xp.zeros(ROWS), xp.zeros(ROWS, "int64")
         self.row = xp.zeros(1, "int64")
-        self.depends: list[Any] = []
+        self.depends: dict[Any, Any] = {}
+        self.restless = 0  # changes since the last replay
         self._forget()
 
     def _forget(self) -> None:
@@ -79,8 +82,9 @@ class RecordedStep:
         if not self._fits(targets) or _watched(modules):
             return False
         self._notice_changes(x, modules)
-        if self.pending == ROWS:
+        if self.full:
             self.found = self.take()
+        self.row[...] = self.pending
         self.x, self.targets[:] = x, targets
         if self.warm < WARM_UP:
             self._rehearse()
@@ -97,9 +101,19 @@ class RecordedStep:
             losses, hits = map(self.backend.to_numpy, (self.losses, self.hits))
             rows = zip(losses.tolist(), hits.tolist(), strict=True)
             self.found += [row for _, row in zip(range(self.pending), rows, strict=False)]
-            self.row[...], self.pending = 0, 0
+            self.pending = 0
         found, self.found = self.found, []
         return found
+
+    @property
+    def full(self) -> bool:
+        """Whether no row is left for another step: `take` makes room."""
+        return self.pending == ROWS
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """What the optimiser updates."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     # ---- when ----
 
@@ -110,26 +124,33 @@ class RecordedStep:
 
     def _notice_changes(self, x: Any, modules: list[Module]) -> None:
         """Forget a recording that is of no use any more; get buffers ready for this step."""
-        depends = [x.shape, x.dtype, *self._depends(modules)]
+        depends = {"images": (x.shape, x.dtype), **self._depends(modules)}
         if depends != self.depends:
+            changed = next(n for n in depends if depends[n] != self.depends.get(n))
             self._forget()
-            self.depends = depends
+            self.depends, self.restless = depends, self.restless + 1
+            self.refused = self.restless >= RESTLESS
+            if self.restless == RESTLESS:
+                self._refuse(ValueError(f"it has another {changed} each time"))
         self._bring_home()
 
-    def _depends(self, modules: list[Module]) -> list[Any]:
-        """List what a recording takes as it is."""
+    def _depends(self, modules: list[Module]) -> dict[Any, Any]:
+        """Map what a recording takes as it is from names to values."""
         groups = self.optimizer.param_groups
-        tensors = [v for module in modules for v in vars(module).values() if isinstance(v, Tensor)]
-        self.parameters = [p for group in groups for p in group["params"]]
-        # Held, for otherwise a new one might have the id of an old one.
-        self.held = [*modules, *tensors, *(p.data for p in self.parameters)]
-        return [
-            *map(id, self.held), *(t.requires_grad for t in (*tensors, *self.parameters)),
-            self.model.loss,
-            *({n: v for n, v in g.items() if n not in ("lr", "params")} for g in groups),
-            *map(_settings, modules),
-            *(getattr(self.backend, "precision", None), F.in_parts(False), rule_in_force.get()),
-        ]  # fmt: skip
+        found = {
+            "precision": getattr(self.backend, "precision", None),
+            "loss": _Known(self.model.loss), "unfused": F.in_parts(False),
+            "relu_rule": rule_in_force.get(),
+        }  # fmt: skip
+        for i, group in enumerate(groups):
+            fixed = {name: v for name, v in group.items() if name not in ("lr", "params")}
+            found |= {f"{name} of group {i}": v for name, v in _settings(fixed).items()}
+        for i, module in enumerate(modules):
+            settings = {"training": module.training, **_settings(vars(module))}
+            found |= {f"{type(module).__name__}.{name} ({i})": v for name, v in settings.items()}
+        for i, p in enumerate((*self.model.parameters(), *self.parameters)):
+            found[f"parameter {i}"] = _Known(p), _Known(p.data), p.requires_grad
+        return found
 
     # ---- recording ----
 
@@ -146,7 +167,7 @@ class RecordedStep:
         before, grads = self.optimizer.steps, [p.grad for p in self.parameters]
         try:
             self._check_parameters()
-            with self._fed_by(self.inputs.reserved), listening(_refuse_chance):
+            with self._fed_by(self.inputs.reserved), listening(self._refuse_use):
                 graph = self.backend.record(self._step)  # type: ignore[attr-defined]
             self.inputs.check()
             self.updates = [b - a for a, b in zip(before, self.optimizer.steps, strict=True)]
@@ -179,7 +200,6 @@ class RecordedStep:
         mask = self.backend.xp.arange(ROWS) == self.row
         for rows, value in (self.losses, loss), (self.hits, hits):
             rows[...] = self.backend.xp.where(mask, value, rows)
-        self.row += 1
 
     def _bring_home(self) -> None:
         """Put buffers back into the arrays that are recorded; a layer may have made new ones."""
@@ -216,11 +236,22 @@ class RecordedStep:
                     f"the {lacks} lacks a parameter of shape {shape}; give it to both, or freeze it"
                 )
 
+    def _refuse_use(self, thing: Any) -> None:
+        """Refuse what the host decides or computes in a step: a replay would repeat it."""
+        if isinstance(thing, numpy.random.Generator):
+            raise ValueError(
+                "it draws random numbers for more than dropout, or computes activations again "
+                "(checkpoint_activations); do without, or leave cuda_graphs out"
+            )
+        if isinstance(thing, numpy.ndarray) and not numpy.may_share_memory(thing, self.targets):
+            raise ValueError("its loss computes with the targets; do that before, in the data")
+
     # ---- replaying ----
 
     def _replay(self) -> None:
         """Do a step on self.x and self.targets as it was recorded."""
         assert self.graph is not None
+        self.restless = 0
         self.inputs.fill(self.backend)
         self.graph()
         pairs = zip(self.optimizer.steps, self.updates, strict=True)
@@ -258,8 +289,7 @@ class _Inputs:
     def reserved(self, backend: Backend, make: Callable[[], Array]) -> Array:
         """Give the next one, which `fill` will fill."""
         if len(self.makes) == len(self.arrays):
-            self.runs[-1].append("one more")
-            self.check()
+            raise ValueError(UNSTEADY)
         array = self.arrays[len(self.makes)]
         self.makes.append(make)
         self.runs[-1].append(_outline(array))
@@ -267,8 +297,8 @@ class _Inputs:
 
     def check(self) -> None:
         """Refuse a step that has wanted other arrays each time."""
-        if any(run != self.runs[-1] for run in self.runs):
-            raise ValueError("it is not the same from step to step: other arrays go into it")
+        if len(self.makes) < len(self.arrays) or any(run != self.runs[-1] for run in self.runs):
+            raise ValueError(UNSTEADY)
 
     def fill(self, backend: Backend) -> None:
         """Let the host make all values anew."""
@@ -289,22 +319,33 @@ def _watched(modules: list[Module]) -> bool:
     return bool(op_hooks.get()) or any(m._pre_hooks or m._forward_hooks for m in modules)
 
 
-def _settings(module: Module) -> dict[str, Any]:
-    """Collect a module's numbers, names and tuples, and those in its dicts."""
-    found: dict[str, Any] = {"training.": module.training}  # an attribute of the class, at first
-    for name, value in vars(module).items():
-        values = value if isinstance(value, dict) else {"": value}
-        found |= {f"{name}.{key}": v for key, v in values.items() if isinstance(v, PLAIN)}
+class _Known:
+    """An object, compared by what it is; held, for a later one might have its id."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Known) and self.value is other.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Make attributes comparable, those in dicts too."""
+    found: dict[str, Any] = {}
+    for name, value in attributes.items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{key}": _comparable(v) for key, v in value.items()}
+        else:
+            found[name] = _comparable(value)
     return found
 
 
-def _refuse_chance(thing: Any) -> None:
-    """Refuse random numbers that Python uses itself: a replay would repeat what came of them."""
-    if isinstance(thing, numpy.random.Generator):
-        raise ValueError(
-            "it draws random numbers for more than dropout, or computes activations again "
-            "(checkpoint); do without, or leave cuda_graphs out"
-        )
+def _comparable(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_comparable, value))
+    return value if isinstance(value, PLAIN) else _Known(value)
 
 
 def _check(backend: Backend, optimizer: Optimizer) -> None:

@@ -200,6 +200,8 @@ class Trainer:
             return False
         if (own.model, own.optimizer, own.settings) != (self.model, self.optimizer, self.settings):
             return False
+        if own.full:
+            self._read()
         with self._own_numbers():
             return own(x, targets)
 
@@ -271,6 +273,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Copy all that the next step depends on: arrays by name, and "facts", which are JSON."""
+        self._catch_up()
         optimizer = self.optimizer.state_dict()
         arrays = {f"optimizer.{name}": a for name, a in optimizer.pop("state").items()}
         arrays |= {f"model.{name}": a for name, a in self.model.state_dict().items()}
