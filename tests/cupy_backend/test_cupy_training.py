@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from cupy_backend.rounding import rounded
+from cupy_backend.small_net import SmallNet
 
 import tinygrad_cnn as tg
-from tinygrad_cnn import data, models, nn, optim, train
+from tinygrad_cnn import data, optim, train
 from tinygrad_cnn.backends.base import nhwc
 from tinygrad_cnn.backends.numpy_backend import NumpyBackend
 from tinygrad_cnn.train import recipe, run
@@ -64,31 +65,9 @@ def test_a_run_keeps_its_images_where_it_trains(emulated):
             assert type(run.build(config, data.shapes(20)).loader) is loader
 
 
-def small_residual_net(seed):
-    """Make a net in which every kernel of a residual network runs."""
-    rng = np.random.default_rng(seed)
-
-    class Net(models.Classifier):
-        def __init__(self):
-            super().__init__()
-            self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False, rng=rng)
-            self.bn1 = nn.BatchNorm2d(8)
-            self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False, rng=rng)
-            self.bn2 = nn.BatchNorm2d(8)
-            self.fc = nn.Linear(8, 4, rng=rng)
-
-        def forward(self, x):
-            x = self.bn1(self.conv1(x), relu=True)
-            x = self.bn2(self.conv2(x), residual=x, relu=True)
-            x = tg.functional.max_pool2d(x, 3, 2, padding=1)
-            return self.fc(tg.functional.global_avg_pool2d(x))
-
-    return Net()
-
-
 def losses(backend, loader, precision="fp32"):
     with tg.use_backend(backend), tg.use_precision(precision, backend):
-        net, seen = small_residual_net(0), []
+        net, seen = SmallNet(), []
         net.to(backend)
         sgd = optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
 

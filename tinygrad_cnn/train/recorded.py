@@ -82,6 +82,8 @@ class RecordedStep:
         if not self._fits(targets) or _watched(modules):
             return False
         self._notice_changes(x, modules)
+        if self.refused:
+            return False
         if self.full:
             self.found = self.take()
         self.row[...] = self.pending
@@ -129,9 +131,9 @@ class RecordedStep:
             changed = next(n for n in depends if depends[n] != self.depends.get(n))
             self._forget()
             self.depends, self.restless = depends, self.restless + 1
-            self.refused = self.restless >= RESTLESS
             if self.restless == RESTLESS:
                 self._refuse(ValueError(f"it has another {changed} each time"))
+            self.refused = self.restless >= RESTLESS
         self._bring_home()
 
     def _depends(self, modules: list[Module]) -> dict[Any, Any]:
@@ -162,8 +164,6 @@ class RecordedStep:
 
     def _record(self) -> bool:
         """Record a step, doing none of it; tell whether that can be done."""
-        if self.refused:
-            return False
         before, grads = self.optimizer.steps, [p.grad for p in self.parameters]
         try:
             self._check_parameters()
